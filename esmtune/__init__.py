@@ -1,0 +1,27 @@
+"""Fine-tune ESM-2 on your own measurements, and predict with the result.
+
+>>> import esmtune
+>>> run = esmtune.train([("MKTV", 0.1), ("GGSG", 0.9), ("MKTI", 0.2), ("GGAG", 1.1)] * 3,
+...                     encoder="random:esm2_t6_8M_UR50D", epochs=1, valid_fraction=0, test_fraction=0)
+>>> predictions = run.predictor.predict(["MKTL", "GGGG"])
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from esmtune.checkpoints import load_encoder, save_huggingface
+    from esmtune.predictor import Predictor
+    from esmtune.verbs import Run, embed, evaluate, load, predict, train
+
+__version__ = "0.1.0"
+__all__ = ["Predictor", "Run", "embed", "evaluate", "load", "load_encoder", "predict", "save_huggingface", "train"]
+
+# Imported on first use: importing esmtune itself costs nothing.
+_ROOMS = {"load_encoder": "checkpoints", "save_huggingface": "checkpoints", "Predictor": "predictor"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'esmtune' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"esmtune.{_ROOMS.get(name, 'verbs')}"), name)

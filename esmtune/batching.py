@@ -1,0 +1,49 @@
+"""Records of similar length, together, under a budget of tokens."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+SPECIALS = 2  # <cls> and <eos>
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What one pass through the network may hold. A sequence beyond it is a batch of its own."""
+
+    tokens: int
+    sequences: int | None = None
+
+    def __post_init__(self):
+        if self.tokens < 1 or (self.sequences is not None and self.sequences < 1):
+            raise ValueError(f"a batch holds at least one token and one sequence, got {self}.")
+
+
+def by_length(indices: Sequence[int], lengths: Sequence[int], budget: Budget) -> Iterator[list[int]]:
+    """Yield the indices of each batch, longest first, so that running out of memory happens at once.
+
+    `lengths` counts the residues of every record, of which `indices` picks some.
+
+    >>> list(by_length([0, 1, 2], [3, 9, 4], Budget(tokens=12)))
+    [[1], [2, 0]]
+    """
+    batch: list[int] = []
+    total = 0
+    for index in sorted(indices, key=lambda i: lengths[i], reverse=True):
+        length = lengths[index] + SPECIALS
+        if batch and (total + length > budget.tokens or len(batch) == budget.sequences):
+            yield batch
+            batch, total = [], 0
+        batch.append(index)
+        total += length
+    if batch:
+        yield batch
+
+
+def shuffled(count: int, size: int, *, seed: int, epoch: int) -> Iterator[list[int]]:
+    """Yield the indices of each global batch of an epoch: all records once, in an order of their own."""
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    order = torch.randperm(count, generator=generator).tolist()
+    for start in range(0, count, size):
+        yield order[start : start + size]

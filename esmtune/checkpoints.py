@@ -1,0 +1,432 @@
+"""Pretrained ESM-2 weights from anywhere. A format is a table from our names to theirs, total or refused.
+
+Add a format at the end, decorated with its name: how others name what we have, and what they
+have that we leave out. Weights are read from safetensors, or from a pickle with
+`weights_only=True`, which runs no code.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from esmtune.esm2 import ESM2, OFFICIAL, ESM2Config
+from esmtune.registry import Registry, nearest
+
+RANDOM = "random:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where an encoder's weights came from, what they are, and what was left out of them."""
+
+    name: str
+    sha256: str  # of the encoder's tensors, whatever file they came in; the LM head is not counted
+    license: str | None
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the weights were never trained."""
+        return self.name.startswith(RANDOM)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How others name what we have, with `{}` for the number of a layer, and what they have that we do not."""
+
+    names: Mapping[str, str]
+    frequency: tuple[str, ...]  # where they keep the rotary frequencies
+    tied: tuple[str, ...]  # copies of the embedding
+    ignored: tuple[str, ...]  # beginnings of names
+    prefixes: tuple[str, ...] = ("",)  # what may stand before every name
+    synonyms: Mapping[str, str] = field(default_factory=dict)  # other endings of names, and what they mean
+
+    def convert(self, theirs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Rename weights to ours; also return the names that were left out.
+
+        Raises:
+            ValueError: for a weight that no rule speaks of, and for copies that disagree.
+        """
+        ours, left_out, copies = {}, [], []
+        back = {their_name: our_name for our_name, their_name in self.names.items()}
+        for name, weight in theirs.items():
+            short = self._canonical(name)
+            layers = re.findall(r"\.(\d+)\.", short)
+            pattern = re.sub(r"\.\d+\.", ".{}.", short)
+            if pattern in back:
+                ours[back[pattern].format(*layers)] = weight
+            elif pattern in self.frequency:
+                _same(ours.setdefault("frequency", weight), weight, name, "the rotary frequencies of another layer")
+            elif pattern in self.tied:
+                copies.append((name, weight))
+            elif pattern.startswith(self.ignored):
+                left_out.append(name)
+            else:
+                raise ValueError(f"weight {name!r} {tuple(weight.shape)} has no place in ESM-2.")
+        for name, weight in copies:
+            _same(ours.get("embed_tokens.weight", weight), weight, name, "the embedding, to which ESM-2 ties it")
+        return ours, left_out
+
+    def fits(self, names: Iterable[str]) -> bool:
+        """Whether the names look like this format's."""
+        return self.names["embed_tokens.weight"] in {self._canonical(name) for name in names}
+
+    def _canonical(self, name: str) -> str:
+        prefix = next(p for p in sorted(self.prefixes, key=len, reverse=True) if name.startswith(p))
+        short = name.removeprefix(prefix)
+        for other, meaning in self.synonyms.items():
+            if short.endswith(other):
+                return short.removesuffix(other) + meaning
+        return short
+
+
+checkpoint_format: Registry[Callable[[], Format]] = Registry("checkpoint format")
+
+
+def load_encoder(name: str | os.PathLike[str]) -> tuple[ESM2, Source]:
+    """Load an encoder by a Hugging Face name, a folder, a `.pt` file, or make a random one by `random:NAME`.
+
+    Returns the encoder, in float32 and evaluation mode, and where it came from.
+
+    >>> encoder, source = load_encoder("random:esm2_t6_8M_UR50D")
+    >>> encoder.config.num_layers, source.is_random
+    (6, True)
+
+    Raises:
+        ValueError: if the name or the weights cannot be had or understood, with what to do.
+    """
+    name = os.fspath(name)
+    if name.startswith(RANDOM):
+        return _random(name)
+    path = Path(name)
+    if path.is_file():
+        return _assemble(_read_pickle(path), str(path.resolve()), _license_of(name, {}))
+    if path.is_dir():
+        return _from_folder(path, str(path.resolve()))
+    short = name.removeprefix("facebook/")
+    if short in OFFICIAL:
+        return _from_folder(_from_hub(f"facebook/{short}"), short)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _from_folder(_from_hub(name), name)
+    raise ValueError(
+        f"there is no encoder {name!r}: it is no file, no folder and no name of an ESM-2.{nearest(short, OFFICIAL)} "
+        f"The official ones are {', '.join(OFFICIAL)}; write {RANDOM}NAME for random weights."
+    )
+
+
+def save_huggingface(encoder: ESM2, folder: Path, *, license: str | None = None) -> None:
+    """Write an encoder as transformers' `EsmModel.save_pretrained` does: `config.json` and `model.safetensors`."""
+    form = checkpoint_format["huggingface"]()
+    weights = {}
+    for ours, weight in encoder.state_dict().items():
+        numbers = re.findall(r"\.(\d+)\.", ours)
+        pattern = re.sub(r"\.\d+\.", ".{}.", ours)
+        if pattern == "frequency":
+            for number in range(encoder.config.num_layers):
+                weights[form.frequency[0].format(number)] = weight.clone()
+        else:
+            weights[form.names[pattern].format(*numbers)] = weight.contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = _HUGGINGFACE | {
+        "hidden_size": encoder.config.embed_dim,
+        "num_hidden_layers": encoder.config.num_layers,
+        "num_attention_heads": encoder.config.num_heads,
+        "intermediate_size": 4 * encoder.config.embed_dim,
+        "architectures": ["EsmModel" if encoder.lm_head is None else "EsmForMaskedLM"],
+    }
+    if license:
+        config["license"] = license
+    if encoder.lm_head is not None:  # EsmForMaskedLM keeps the encoder under `esm.`
+        weights = {name if name.startswith("lm_head.") else f"esm.{name}": weight for name, weight in weights.items()}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, types and bytes of tensors, in the order of their names."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        weight = weights[name].detach().cpu().contiguous()
+        total.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+        total.update(memoryview(weight.reshape(-1).view(torch.uint8).numpy()))
+    return total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def encoder_digest(encoder: ESM2) -> str:
+    """The digest of an encoder without its LM head."""
+    return digest({name: w for name, w in encoder.state_dict().items() if not name.startswith("lm_head.")})
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        ValueError: if the file is truncated or is none.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read as safetensors ({error}). Is it complete? Copy or download it anew."
+        ) from None
+
+
+def _random(name: str) -> tuple[ESM2, Source]:
+    short = name.removeprefix(RANDOM).removeprefix("facebook/")
+    if short not in OFFICIAL:
+        raise ValueError(
+            f"{name!r}: random weights need the name of an ESM-2.{nearest(short, OFFICIAL)} There are: {', '.join(OFFICIAL)}."
+        )
+    encoder = ESM2(OFFICIAL[short]).eval()
+    for weight in encoder.parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.02)
+    return encoder, Source(name=f"{RANDOM}{short}", sha256=encoder_digest(encoder), license=None)
+
+
+def _from_folder(folder: Path, name: str) -> tuple[ESM2, Source]:
+    config_file = folder / "config.json"
+    if (folder / "predictor.json").is_file() or (folder / "predictor" / "predictor.json").is_file():
+        raise ValueError(f"{folder} is a predictor of esmtune, not an encoder.")
+    if not config_file.is_file():
+        raise ValueError(f"{folder} holds no config.json, so it is no Hugging Face folder of an ESM-2.")
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    for key, value in _HUGGINGFACE.items():
+        if config.get(key) not in (None, value):
+            raise ValueError(f"{config_file}: {key} is {config[key]!r}, but an ESM-2 has {value!r}: another model.")
+    theirs: dict[str, Tensor] = {}
+    for file in _weight_files(folder):
+        theirs |= read_safetensors(file)
+    return _assemble(theirs, name, _license_of(name, config), num_heads=config["num_attention_heads"])
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        for name in names:
+            if name != os.path.basename(name) or not (folder / name).is_file():
+                raise ValueError(f"{index} names {name!r}, which is not in {folder}. The download is incomplete.")
+        return [folder / name for name in names]
+    single = folder / "model.safetensors"
+    if not single.is_file():
+        pickles = ", ".join(sorted(p.name for p in folder.glob("*.bin")))
+        hint = f" To read the pickle, name it itself: --encoder {folder / pickles.split(', ')[0]}." if pickles else ""
+        raise ValueError(f"{folder} holds no model.safetensors.{hint}")
+    return [single]
+
+
+def _from_hub(repository: str) -> Path:
+    """The folder of a model in Hugging Face's cache, downloaded if it is not there yet."""
+    from huggingface_hub import snapshot_download  # a quarter of a second that only this needs
+
+    patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
+        _weight_files(folder)
+        return folder
+    except (OSError, ValueError):  # not in the cache, or not whole
+        pass
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except Exception as error:  # the hub's errors have no common ancestor but Exception
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"the encoder {repository!r} cannot be had. Tried: a file or folder of that name; Hugging Face's cache; "
+            f"downloading it from Hugging Face ({type(error).__name__}: {reason}). To get it offline, run "
+            f"`hf download {repository} config.json model.safetensors --local-dir FOLDER` where there is a network, "
+            f"copy FOLDER here, and write its path instead of the name. To start from random weights, write "
+            f"{RANDOM}{repository.removeprefix('facebook/')}."
+        ) from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch errors of many kinds, and all mean the same to the user
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as weights ({type(error).__name__}: {reason}). It is read with weights_only=True, "
+            "which takes tensors and runs no code; a damaged file, or one with other things in it, is refused."
+        ) from None
+    weights = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise ValueError(f"{path} holds no table of weights.")
+    return weights
+
+
+def _assemble(
+    theirs: dict[str, Tensor], name: str, license: str | None, num_heads: int | None = None
+) -> tuple[ESM2, Source]:
+    form = next((f for f in (checkpoint_format[n]() for n in checkpoint_format) if f.fits(theirs)), None)
+    if form is None:
+        raise ValueError(f"{name}: no known format of ESM-2 weights; known are {', '.join(checkpoint_format)}.")
+    try:
+        weights, left_out = form.convert(theirs)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    weights = {key: weight.float() for key, weight in weights.items()}
+    encoder = ESM2(_shape_of(weights, num_heads), lm_head="lm_head.bias" in weights)
+    weights.setdefault("frequency", encoder.frequency)
+    expected = encoder.state_dict()
+    for key in expected.keys() | weights.keys():
+        if key not in weights or key not in expected or weights[key].shape != expected[key].shape:
+            got = tuple(weights[key].shape) if key in weights else "nothing"
+            wanted = tuple(expected[key].shape) if key in expected else "nothing"
+            raise ValueError(f"{name}: weight {key!r} should be {wanted} for {encoder.config}, got {got}.")
+    encoder.load_state_dict(weights)
+    return encoder.eval(), Source(
+        name=name, sha256=encoder_digest(encoder), license=license, left_out=tuple(sorted(left_out))
+    )
+
+
+def _shape_of(weights: Mapping[str, Tensor], num_heads: int | None) -> ESM2Config:
+    """Read the size of an encoder off its weights."""
+    num_layers = 1 + max((int(n.split(".")[1]) for n in weights if n.startswith("layers.")), default=-1)
+    dim = weights["embed_tokens.weight"].shape[-1]
+    if num_heads is None and "frequency" in weights:
+        num_heads = dim // (2 * len(weights["frequency"]))
+    if num_heads is None:
+        same = [c.num_heads for c in OFFICIAL.values() if (c.num_layers, c.embed_dim) == (num_layers, dim)]
+        if not same:
+            raise ValueError(
+                f"{num_layers} layers of {dim} channels are none of the official sizes, and without rotary frequencies "
+                "the number of heads cannot be told. Write the weights as a Hugging Face folder with a config.json."
+            )
+        num_heads = same[0]
+    return ESM2Config(num_layers=num_layers, embed_dim=dim, num_heads=num_heads)
+
+
+def _license_of(name: str, config: Mapping[str, Any]) -> str | None:
+    """MIT for Meta's own weights; what the folder's configuration says for others; unknown otherwise."""
+    if name in OFFICIAL:
+        return "MIT"
+    license = config.get("license")
+    return license if isinstance(license, str) else None
+
+
+def _same(first: Tensor, second: Tensor, name: str, what: str) -> None:
+    if first.shape != second.shape or not torch.equal(first, second):
+        raise ValueError(f"weight {name!r} {tuple(second.shape)} differs from {what}: this is no ESM-2.")
+
+
+_HUGGINGFACE: dict[str, Any] = {
+    "model_type": "esm",
+    "vocab_size": 33,
+    "pad_token_id": 1,
+    "mask_token_id": 32,
+    "position_embedding_type": "rotary",
+    "token_dropout": True,
+    "emb_layer_norm_before": False,
+    "layer_norm_eps": 1e-5,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 1026,
+    "rope_theta": 10000.0,
+    "attention_probs_dropout_prob": 0.0,
+    "hidden_dropout_prob": 0.0,
+}
+
+
+def _weights_and_biases(prefix: str, names: Mapping[str, str]) -> dict[str, str]:
+    return {
+        f"layers.{{}}.{us}.{p}": f"{prefix}.{{}}.{them}.{p}" for us, them in names.items() for p in ("weight", "bias")
+    }
+
+
+@checkpoint_format("fair-esm")
+def fair_esm() -> Format:
+    """Names of `esm.ESM2` in facebookresearch/esm, in a `.pt` of theirs or a state dict."""
+    return Format(
+        names={
+            "embed_tokens.weight": "embed_tokens.weight",
+            "norm.weight": "emb_layer_norm_after.weight",
+            "norm.bias": "emb_layer_norm_after.bias",
+            "lm_head.dense.weight": "lm_head.dense.weight",
+            "lm_head.dense.bias": "lm_head.dense.bias",
+            "lm_head.norm.weight": "lm_head.layer_norm.weight",
+            "lm_head.norm.bias": "lm_head.layer_norm.bias",
+            "lm_head.bias": "lm_head.bias",
+            **_weights_and_biases(
+                "layers",
+                {
+                    "attention_norm": "self_attn_layer_norm",
+                    "query": "self_attn.q_proj",
+                    "key": "self_attn.k_proj",
+                    "value": "self_attn.v_proj",
+                    "out": "self_attn.out_proj",
+                    "feed_forward_norm": "final_layer_norm",
+                    "expand": "fc1",
+                    "contract": "fc2",
+                },
+            ),
+        },
+        frequency=("layers.{}.self_attn.rot_emb.inv_freq",),
+        tied=("lm_head.weight",),
+        ignored=("contact_head.",),
+        prefixes=("", "encoder.", "encoder.sentence_encoder."),
+    )
+
+
+@checkpoint_format("huggingface")
+def huggingface() -> Format:
+    """Names of `EsmModel`, and of the models built on it, in huggingface/transformers."""
+    return Format(
+        names={
+            "embed_tokens.weight": "embeddings.word_embeddings.weight",
+            "norm.weight": "encoder.emb_layer_norm_after.weight",
+            "norm.bias": "encoder.emb_layer_norm_after.bias",
+            "lm_head.dense.weight": "lm_head.dense.weight",
+            "lm_head.dense.bias": "lm_head.dense.bias",
+            "lm_head.norm.weight": "lm_head.layer_norm.weight",
+            "lm_head.norm.bias": "lm_head.layer_norm.bias",
+            "lm_head.bias": "lm_head.bias",
+            **_weights_and_biases(
+                "encoder.layer",
+                {
+                    "attention_norm": "attention.LayerNorm",
+                    "query": "attention.self.query",
+                    "key": "attention.self.key",
+                    "value": "attention.self.value",
+                    "out": "attention.output.dense",
+                    "feed_forward_norm": "LayerNorm",
+                    "expand": "intermediate.dense",
+                    "contract": "output.dense",
+                },
+            ),
+        },
+        frequency=(
+            "encoder.layer.{}.attention.self.rotary_embeddings.inv_freq",
+            "encoder.layer.*.attention.self.rotary_embeddings.inv_freq",  # transformers 5 writes the star
+            "rotary_embeddings.inv_freq",
+        ),
+        tied=("lm_head.decoder.weight",),
+        ignored=("contact_head.", "pooler.", "classifier.", "embeddings.position_"),
+        prefixes=("", "esm."),
+        synonyms={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
+    )

@@ -1,0 +1,247 @@
+"""The shell: the only room that prints or exits."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cyclopts
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import esmtune
+from esmtune import events
+from esmtune.config import TOKENS_PER_BATCH, Accelerator, Pooling, Precision, TrainConfig
+
+PARTS = ("--task", "--head", "--tuning")  # --head mlp is short for --head.name mlp
+Encoder = Annotated[str | None, Parameter(help="Where the encoder's weights are now, if they have moved.")]
+Sequence = Annotated[str | None, Parameter(help="The column with the sequences, if its name is not a usual one.")]
+Identifier = Annotated[str | None, Parameter(help="The column with a name for each row.")]
+Overwrite = Annotated[bool, Parameter(negative="", help="Write over what is there.")]
+Skip = Annotated[bool, Parameter(negative="", help="Leave out rows that cannot be used, and list them.")]
+Device = Annotated[Accelerator, Parameter(help="auto takes a CUDA GPU if there is one, and the CPU otherwise.")]
+Budget = Annotated[int, Parameter(help="Residues per pass at most; changes memory, not results.")]
+
+app = App(
+    name="esmtune",
+    help="Fine-tune ESM-2 on your own measurements, and predict with the result.",
+    version=esmtune.__version__,
+    help_format="plaintext",
+)
+messages = Console(stderr=True, highlight=False)
+results = Console(highlight=False)
+
+
+def main() -> None:
+    """Run a command; user errors end with a sentence on standard error and exit code 2."""
+    try:
+        run(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        if "ESMTUNE_TRACEBACK" in os.environ:
+            raise
+        messages.print(f"esmtune: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        messages.print("esmtune: stopped; nothing half-written is left.")
+        sys.exit(130)
+
+
+def run(arguments: list[str]) -> None:
+    """Run a command with its arguments."""
+    arguments = [_spelled_out(argument) for argument in arguments]
+    if "--config" in arguments[:-1]:
+        place = arguments.index("--config")
+        file = arguments[place + 1]
+        if not Path(file).is_file():
+            raise ValueError(f"there is no configuration file {file}.")
+        del arguments[place : place + 2]
+        app.config = (cyclopts.config.Toml(file, must_exist=True, use_commands_as_keys=False),)
+    app(
+        arguments,
+        exit_on_error=True,
+        console=messages if "--help" not in arguments and "-h" not in arguments else results,
+    )
+
+
+def _spelled_out(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return f"{name}.name{equals}{value}" if name in PARTS else argument
+
+
+@app.command
+def train(
+    data: str,
+    *,
+    out: Annotated[Path | None, Parameter(help="A new folder for the run. [default: runs/NAME OF THE DATA]")] = None,
+    overwrite: Overwrite = False,
+    config: Annotated[TrainConfig, Parameter(name="*", negative="")] = TrainConfig(),
+) -> None:
+    """Fine-tune an ESM-2 on a table of labeled sequences, and evaluate it.
+
+    DATA is CSV, TSV, Parquet, JSON lines or FASTA. --config RUN/run.toml takes options from a
+    file; those on the command line win.
+    """
+    from esmtune import verbs
+
+    folder = out or _free(Path("runs") / Path(data).name.split(".")[0])
+    options = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    with Bars() as bars:
+        done = verbs.train(data, out=folder, overwrite=overwrite, watch=bars, **options)
+    for split in ("valid", "test"):
+        if split in done.metrics:
+            _print_scores(
+                f"{split}: {done.metrics['records'][split]:,} records",
+                done.metrics[split],
+                done.metrics["baselines"][split],
+            )
+    results.print(f"Run: {folder}", soft_wrap=True)
+
+
+@app.command
+def evaluate(
+    run: str,
+    data: str,
+    *,
+    out: Annotated[Path | None, Parameter(help="Also write the scores to this .json file.")] = None,
+    overwrite: Overwrite = False,
+    target: Annotated[str | None, Parameter(help="The column with the labels. [default: as in training]")] = None,
+    sequence: Sequence = None,
+    id: Identifier = None,
+    split: Annotated[str | None, Parameter(help="The column that says train, valid or test.")] = None,
+    subset: Annotated[Literal["train", "valid", "test"] | None, Parameter(help="Only the rows of this split.")] = None,
+    skip_bad_rows: Skip = False,
+    encoder: Encoder = None,
+    accelerator: Device = "auto",
+    tokens_per_batch: Budget = TOKENS_PER_BATCH,
+) -> None:
+    """Score a predictor on labeled rows, beside a baseline."""
+    from esmtune import verbs
+
+    with Bars() as bars:
+        result = verbs.evaluate(
+            run, data, out=out, overwrite=overwrite, target=target, sequence=sequence, id=id, split=split, subset=subset,
+            skip_bad_rows=skip_bad_rows, encoder=encoder, accelerator=accelerator, tokens_per_batch=tokens_per_batch,
+            watch=bars,
+        )  # fmt: skip
+    _print_scores(f"{result['records']:,} records", result["scores"], result["baseline"])
+
+
+@app.command
+def predict(
+    run: str,
+    data: str,
+    *,
+    out: Annotated[
+        Path | None, Parameter(help="A .csv, .tsv, .parquet or .jsonl file. [default: CSV to standard output]")
+    ] = None,
+    overwrite: Overwrite = False,
+    sequence: Sequence = None,
+    encoder: Encoder = None,
+    verify: Annotated[
+        bool, Parameter(negative="", help="First recompute three outputs saved with the predictor.")
+    ] = False,
+    accelerator: Device = "auto",
+    tokens_per_batch: Budget = TOKENS_PER_BATCH,
+) -> None:
+    """Predict every row of a table; all rows and columns come back, in order."""
+    from esmtune import verbs
+
+    with Bars() as bars:
+        frame = verbs.predict(
+            run, data, out=out, overwrite=overwrite, sequence=sequence, encoder=encoder, verify=verify,
+            accelerator=accelerator, tokens_per_batch=tokens_per_batch, watch=bars,
+        )  # fmt: skip
+    if out is None:
+        sys.stdout.write(frame.write_csv())
+    else:
+        results.print(f"Predictions: {out} ({frame.height:,} rows)", soft_wrap=True)
+
+
+@app.command
+def embed(
+    encoder: str,
+    data: str,
+    *,
+    out: Annotated[Path, Parameter(help="A .npz, .parquet, .h5 or .safetensors file.")],
+    overwrite: Overwrite = False,
+    layers: Annotated[
+        tuple[int, ...],
+        Parameter(
+            consume_multiple=True, negative="", help="0 is the embeddings, -1 the last layer, after the final norm."
+        ),
+    ] = (-1,),
+    pool: Annotated[Pooling, Parameter(help="A vector a sequence (mean, cls), or one a residue.")] = "mean",
+    precision: Annotated[Precision, Parameter(help="What the encoder computes in.")] = "float32",
+    dtype: Annotated[Literal["float32", "float16"], Parameter(help="What is written.")] = "float32",
+    sequence: Sequence = None,
+    id: Identifier = None,
+    max_length: Annotated[int | None, Parameter(help="Cut sequences to their first so many residues.")] = None,
+    skip_bad_rows: Skip = False,
+    accelerator: Device = "auto",
+    tokens_per_batch: Budget = TOKENS_PER_BATCH,
+) -> None:
+    """Embed sequences with an encoder, or with the encoder of a run."""
+    from esmtune import verbs
+
+    with Bars() as bars:
+        embeddings = verbs.embed(
+            encoder, data, out=out, overwrite=overwrite, layers=layers, pool=pool, precision=precision, dtype=dtype,
+            sequence=sequence, id=id, max_length=max_length, skip_bad_rows=skip_bad_rows, accelerator=accelerator,
+            tokens_per_batch=tokens_per_batch, watch=bars,
+        )  # fmt: skip
+    results.print(f"Embeddings: {out} ({len(embeddings.ids):,} sequences, {embeddings.vectors.shape})", soft_wrap=True)
+
+
+class Bars:
+    """Notices as lines and progress as bars, both on standard error; no bars where nobody watches."""
+
+    def __init__(self):
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
+            TextColumn("{task.speed:.0f}/s" if False else "{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        )  # fmt: skip
+        self.progress = Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal)
+        self.stages: dict[str, Any] = {}
+
+    def __enter__(self) -> "Bars":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, event: events.Notice | events.Progress) -> None:
+        """Show an event."""
+        if isinstance(event, events.Notice):
+            self.progress.console.print(event.text, markup=False, soft_wrap=True)
+            return
+        if event.stage not in self.stages:
+            self.stages[event.stage] = self.progress.add_task(
+                event.stage, total=event.total, unit=event.unit, note="", rate=""
+            )
+        stage = self.stages[event.stage]
+        speed = self.progress.tasks[self.progress.task_ids.index(stage)].speed
+        self.progress.update(
+            stage, completed=event.done, total=event.total, note=event.note, rate=f"{speed:,.0f}/s" if speed else ""
+        )
+        if event.done >= event.total:
+            self.progress.remove_task(self.stages.pop(event.stage))
+
+
+def _free(folder: Path) -> Path:
+    """The first name of folder, folder-2, folder-3 ... that is not taken."""
+    number = 1
+    while (name := folder if number == 1 else folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    return name
+
+
+def _print_scores(title: str, scores: dict[str, float | None], baseline: dict[str, float | None]) -> None:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("metric", "predictor", "baseline"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name in scores:
+        table.add_row(name, *("–" if x is None else f"{x:.4f}" for x in (scores[name], baseline[name])))
+    results.print(table)

@@ -1,0 +1,29 @@
+"""What a long computation says while it runs. Whoever calls decides whether anybody hears it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A sentence that the user should read."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` units of a stage, such as sequences; `note` is a short word on how it goes."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+    note: str = ""
+
+
+Watcher = Callable[[Notice | Progress], None]
+
+
+def silent(event: Notice | Progress) -> None:
+    """Hear nothing: what the library does unless told otherwise."""

@@ -1,0 +1,454 @@
+"""Train, evaluate, predict, embed: paths or tables in, results and files out.
+
+Data are read and checked before anything heavy is imported, so that a mistake in a table is
+answered at once, and before anything is written.
+"""
+
+import inspect
+import json
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import polars as pl
+
+from esmtune.alphabet import clean
+from esmtune.config import TOKENS_PER_BATCH, Accelerator, Pooling, Precision, TrainConfig
+from esmtune.curation import Curated, curate_labeled, curate_training
+from esmtune.datasets import find_columns, read_rows
+from esmtune.events import Notice, Watcher, silent
+from esmtune.readers import read
+from esmtune.records import BadRowsError, Dataset, Split
+from esmtune.registry import nearest
+from esmtune.writers import Embeddings, check_out, whole_file, write_embeddings, write_json, write_table
+
+if TYPE_CHECKING:
+    from esmtune.predictor import Predictor
+    from esmtune.tasks import Task
+    from esmtune.training import Fitted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What training gave: a predictor, how good it is, how it got there, and what was said on the way."""
+
+    predictor: "Predictor"
+    metrics: dict[str, Any]
+    history: list[dict[str, Any]]
+    predictions: pl.DataFrame
+    notices: tuple[str, ...]
+    config: TrainConfig
+    path: Path | None = None
+
+
+def train(
+    data: Any, *, out: str | Path | None = None, overwrite: bool = False, watch: Watcher = silent, **options: Any
+) -> Run:
+    """Fine-tune ESM-2 on a table of labeled sequences.
+
+    `data` is a path, a polars or pandas frame, or a list of (sequence, label) tuples; `out` is a
+    folder for the run, which is written whole at the end. The options are those of `TrainConfig`.
+
+    >>> run = train([("MKTV", 0.1), ("GGSG", 0.9), ("MKTI", 0.2), ("GGAG", 1.1)] * 3,
+    ...             encoder="random:esm2_t6_8M_UR50D", epochs=1, valid_fraction=0, test_fraction=0)
+    >>> len(run.predictor.predict(["MKTL", "GGGG"]))
+    2
+
+    Raises:
+        BadRowsError: for rows that cannot be used, unless `skip_bad_rows`.
+        ValueError: for everything else that is wrong with data or options, before anything is written.
+    """
+    config = configured(options)
+    started = time.time()
+    path = Path(out) if out is not None else None
+    if path is not None:
+        check_out(path, overwrite=overwrite, kind="folder")
+    curated = curate_training(data, config)
+    dataset = curated.dataset
+    notices: list[str] = []
+
+    def hear(event: Any) -> None:
+        if isinstance(event, Notice):
+            notices.append(event.text)
+        watch(event)
+
+    for text in dataset.notices:
+        hear(Notice(text))
+
+    from esmtune.training import fit
+
+    predictor, fitted = fit(config, dataset, hear, path / "logs" if path else None)
+    run = Run(
+        predictor=predictor,
+        metrics=_metrics(predictor, dataset, fitted),
+        history=fitted.history,
+        predictions=_predictions(predictor.task, dataset, fitted),
+        notices=tuple(notices),
+        config=_resolved(config, curated, predictor),
+        path=path,
+    )
+    if path is not None and fitted.is_main:
+        _write_run(run, path, data, dataset, seconds=time.time() - started)
+    return run
+
+
+# Editors and help() show the options by their names.
+train.__signature__ = inspect.signature(
+    train
+).replace(  # pyright: ignore[reportFunctionMemberAccess]
+    parameters=[
+        *list(inspect.signature(train).parameters.values())[:-1],
+        *(
+            inspect.Parameter(
+                f.name, inspect.Parameter.KEYWORD_ONLY, default=getattr(TrainConfig(), f.name), annotation=f.type
+            )
+            for f in fields(TrainConfig)
+        ),
+    ]
+)
+
+
+def configured(options: Mapping[str, Any]) -> TrainConfig:
+    """Make a configuration of options by name; a part may be given by its name alone.
+
+    >>> configured({"head": "linear"}).head
+    {'name': 'linear'}
+
+    Raises:
+        ValueError: for an option that does not exist, naming the nearest.
+    """
+    known = [f.name for f in fields(TrainConfig)]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"train has no option {name!r}.{nearest(name, known)} It has: {', '.join(known)}.")
+    parts = {n: {"name": options[n]} for n in ("task", "head", "tuning") if isinstance(options.get(n), str)}
+    return TrainConfig(**{**options, **parts})
+
+
+def load(path: str | Path, *, encoder: str | None = None, verify: bool = False) -> "Predictor":
+    """Load a predictor from a run or a predictor folder. No code from it is run.
+
+    `encoder` says where the encoder's weights are, if they have moved; `verify` recomputes three
+    outputs that were saved with the predictor.
+
+    Raises:
+        ValueError: if it is no predictor, damaged, from a later version, or its encoder cannot be had.
+    """
+    from esmtune.predictor import Predictor
+
+    return Predictor.load(path, encoder=encoder, verify=verify)
+
+
+def evaluate(
+    run: "str | Path | Predictor",
+    data: Any,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    target: str | None = None,
+    sequence: str | None = None,
+    id: str | None = None,
+    split: str | None = None,
+    subset: Split | None = None,
+    skip_bad_rows: bool = False,
+    encoder: str | None = None,
+    accelerator: Accelerator = "auto",
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    watch: Watcher = silent,
+) -> dict[str, Any]:
+    """Score a predictor on labeled rows, beside the mean or majority of its training labels.
+
+    `subset` takes the rows of one split. Returns `scores`, `baseline` and the number of `records`.
+
+    Raises:
+        BadRowsError: for rows that cannot be used, unless `skip_bad_rows`.
+        ValueError: for everything else that is wrong with the data or the run.
+    """
+    if out is not None:
+        check_out(Path(out), overwrite=overwrite, kind="scores")
+    table = read(data)
+    predictor = _ready(run, encoder, accelerator, watch)
+    usual = predictor.spec.target if predictor.spec.target in table.frame.columns else None
+    dataset = curate_labeled(
+        table,
+        find_columns(table, target=target or usual, sequence=sequence, id=id, split=split),
+        kind=predictor.task.name,
+        classes=getattr(predictor.task, "classes", ()),
+        subset=subset,
+        max_length=predictor.spec.max_length,
+        skip_bad_rows=skip_bad_rows,
+    )
+    for text in dataset.notices:
+        watch(Notice(text))
+    outputs = predictor.outputs([r.sequence for r in dataset.records], tokens_per_batch=tokens_per_batch, watch=watch)
+    labels = [r.label for r in dataset.records]
+    task = predictor.task
+    result = {
+        "encoder": predictor.spec.encoder.name,
+        "records": len(labels),
+        "scores": task.scores(outputs, labels),
+        "baseline": task.scores(task.baseline(len(labels)), labels),
+    }
+    if out is not None:
+        write_json(result, Path(out))
+    return result
+
+
+def predict(
+    run: "str | Path | Predictor",
+    data: Any,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    sequence: str | None = None,
+    encoder: str | None = None,
+    verify: bool = False,
+    accelerator: Accelerator = "auto",
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    watch: Watcher = silent,
+) -> pl.DataFrame:
+    """Predict every row of a table: all its columns, in order, then `prediction`, `probability_CLASS` and `problem`.
+
+    A row that cannot be predicted keeps its place, with an empty prediction and the reason under `problem`.
+
+    Raises:
+        ValueError: if the table or the run cannot be read, or a column to be added exists already.
+    """
+    if out is not None:
+        check_out(Path(out), overwrite=overwrite, kind="table")
+    table = read(data)
+    columns = find_columns(table, sequence=sequence, labeled=False)
+    predictor = _ready(run, encoder, accelerator, watch, verify=verify)
+    clash = [
+        name
+        for name in (*_readings(predictor.task, predictor.task.baseline(1)).columns, "problem")
+        if name in table.frame.columns
+    ]
+    if clash:
+        raise ValueError(f"{table.source} has a column {clash[0]!r} already, which predict would add. Rename it.")
+    sequences: list[str] = []
+    rows: list[int] = []
+    problems: list[str | None] = [None] * table.frame.height
+    cut = 0
+    for row, raw in enumerate(table.frame[columns.sequence].to_list()):
+        try:
+            mended = clean(raw if isinstance(raw, str) else "")
+        except ValueError as error:
+            problems[row] = str(error)
+            continue
+        cut += len(mended) > (predictor.spec.max_length or len(mended))
+        sequences.append(mended[: predictor.spec.max_length])
+        rows.append(row)
+    if cut:
+        watch(Notice(f"Sequences cut to {predictor.spec.max_length:,} residues, as in training: {cut:,}."))
+    outputs = predictor.outputs(sequences, tokens_per_batch=tokens_per_batch, watch=watch)
+    for row, is_finite in zip(rows, outputs.isfinite().all(dim=1).tolist(), strict=True):
+        if not is_finite:
+            problems[row] = "the network gave no finite number"
+    place = {row: number for number, row in enumerate(rows) if problems[row] is None}
+    places = pl.Series([place.get(row) for row in range(table.frame.height)], dtype=pl.Int64)
+    spread = _readings(predictor.task, outputs).select(pl.all().gather(places))
+    frame = table.frame.hstack(spread).with_columns(pl.Series("problem", problems, dtype=pl.String))
+    bad = sum(problem is not None for problem in problems)
+    if bad:
+        first = next(row for row, problem in enumerate(problems) if problem)
+        watch(
+            Notice(
+                f"Rows without a prediction: {bad:,} of {frame.height:,}, the first {table.where(first)}: {problems[first]}."
+            )
+        )
+    if out is not None:
+        write_table(frame, Path(out))
+    return frame
+
+
+def embed(
+    encoder: str | Path,
+    data: Any,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    layers: Sequence[int] = (-1,),
+    pool: Pooling = "mean",
+    precision: Precision = "float32",
+    dtype: Literal["float32", "float16"] = "float32",
+    sequence: str | None = None,
+    id: str | None = None,
+    max_length: int | None = None,
+    skip_bad_rows: bool = False,
+    accelerator: Accelerator = "auto",
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    watch: Watcher = silent,
+) -> Embeddings:
+    """Embed sequences with an encoder, or with the encoder of a run: their mean, their <cls>, or each residue.
+
+    `layers` counts from 0, the embeddings, to the last; negatives count back. `precision` is what
+    the encoder computes in, `dtype` what is kept and written.
+
+    >>> embed("random:esm2_t6_8M_UR50D", ["MKTV", "GG"], layers=[0, -1]).vectors.shape
+    (2, 2, 320)
+
+    Raises:
+        BadRowsError: for rows that cannot be used, unless `skip_bad_rows`.
+        ValueError: for everything else that is wrong with the data, the encoder or an option.
+    """
+    if out is not None:
+        check_out(Path(out), overwrite=overwrite, kind="embeddings")
+    table = read(data)
+    rows = read_rows(table, find_columns(table, sequence=sequence, id=id, labeled=False), max_length=max_length)
+    if rows.problems and not skip_bad_rows:
+        raise BadRowsError(rows.problems, "Mend them, or leave them out with --skip-bad-rows. Nothing was written.")
+    for text in [*rows.notices, *(f"Left out {problem}." for problem in rows.problems)]:
+        watch(Notice(text))
+    if not rows.records:
+        raise ValueError(f"no row of {table.source} can be embedded.")
+
+    import numpy as np
+    import torch
+
+    from esmtune.embedding import embed_sequences
+    from esmtune.predictor import choose_device, find_encoder
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network, source, _ = find_encoder(str(encoder))
+    if source.is_random:
+        watch(Notice(f"The encoder {source.name} has RANDOM weights: it has seen no protein."))
+    sequences = [r.sequence for r in rows.records]
+    vectors = embed_sequences(
+        network.to(choose_device(accelerator)), sequences, layers=layers, pool=pool, precision=precision,
+        dtype=np.dtype(dtype), tokens_per_batch=tokens_per_batch, watch=watch,
+    )  # fmt: skip
+    about = {
+        "encoder": source.name,
+        "sha256": source.sha256,
+        "layers": " ".join(map(str, layers)),
+        "pool": pool,
+        "precision": precision,
+    }
+    lengths = [len(s) for s in sequences] if pool == "residue" else None
+    embeddings = Embeddings(ids=[r.id for r in rows.records], vectors=vectors, lengths=lengths, about=about)
+    if out is not None:
+        write_embeddings(embeddings, Path(out))
+    return embeddings
+
+
+def _ready(
+    run: Any, encoder: str | None, accelerator: Accelerator, watch: Watcher, *, verify: bool = False
+) -> "Predictor":
+    """A loaded predictor, on its device."""
+    from esmtune.predictor import Predictor, choose_device
+
+    predictor = run if isinstance(run, Predictor) else Predictor.load(run, encoder=encoder, verify=verify)
+    if predictor.spec.encoder.is_random:
+        watch(Notice(f"The encoder of this predictor started from RANDOM weights ({predictor.spec.encoder.name})."))
+    return predictor.to(choose_device(accelerator))
+
+
+def _readings(task: "Task", outputs: Any) -> pl.DataFrame:
+    """What outputs mean, as columns: `prediction`, and `probability_CLASS` where there are classes."""
+    probabilities = task.probabilities(outputs)
+    dtype = pl.String if probabilities else pl.Float32
+    columns = [pl.Series("prediction", task.predict(outputs), dtype=dtype)]
+    columns += [pl.Series(f"probability_{name}", values, dtype=pl.Float32) for name, values in probabilities.items()]
+    return pl.DataFrame(columns)
+
+
+def _metrics(predictor: "Predictor", dataset: Dataset, fitted: "Fitted") -> dict[str, Any]:
+    """Scores of validation and test records, beside what knows nothing but the training labels."""
+    task, records = predictor.task, dataset.of(None)
+    metrics: dict[str, Any] = {
+        "task": task.name,
+        "target": dataset.target,
+        "encoder": predictor.spec.encoder.name,
+        "records": {split: len(dataset.of(split)) for split in ("train", "valid", "test")},
+        "best": {key: value for key, value in fitted.best.items() if key in ("step", "epoch", "metric")},
+        "baselines": {},
+    }
+    for split in ("valid", "test"):
+        places = [place for place, record in enumerate(records) if record.split == split]
+        if places:
+            labels = [records[place].label for place in places]
+            metrics[split] = task.scores(fitted.outputs[places], labels)
+            metrics["baselines"][split] = task.scores(task.baseline(len(places)), labels)
+    return metrics
+
+
+def _predictions(task: "Task", dataset: Dataset, fitted: "Fitted") -> pl.DataFrame:
+    """Every labeled record: id, split, label and prediction."""
+    records = dataset.of(None)
+    asked = pl.DataFrame(
+        {"id": [r.id for r in records], "split": [r.split for r in records], "label": [r.label for r in records]}
+    )
+    return asked.hstack(_readings(task, fitted.outputs))
+
+
+def _resolved(config: TrainConfig, curated: Curated, predictor: "Predictor") -> TrainConfig:
+    """The configuration with everything that was found out or chosen, so that the run can be repeated."""
+    spec, columns = predictor.spec, curated.columns
+    task_options = {"name": predictor.task.name} | {k: v for k, v in (config.task or {}).items() if k != "name"}
+    return replace(
+        config,
+        target=columns.target,
+        sequence=columns.sequence,
+        id=columns.id,
+        split=columns.split,
+        valid=str(Path(config.valid).resolve()) if config.valid else None,
+        test=str(Path(config.test).resolve()) if config.test else None,
+        task=task_options,
+        encoder=None if config.init else spec.encoder.name if config.encoder is None else _whole_path(config.encoder),
+        init=_whole_path(config.init) if config.init else None,
+        head=dict(spec.head),
+        tuning=dict(spec.tuning),
+    )
+
+
+def _whole_path(name: str) -> str:
+    """A path that holds from any folder; a name that is no path stays as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+def _write_run(run: Run, path: Path, data: Any, dataset: Dataset, *, seconds: float) -> None:
+    """Write the folder of a run, the predictor last: a folder with a predictor in it is whole."""
+    import tomli_w
+
+    shutil.rmtree(path / "predictor", ignore_errors=True)
+    options = {k: v for k, v in asdict(run.config).items() if v is not None}
+    if isinstance(data, str | Path):
+        options = {"data": str(Path(data).resolve()), **options}
+    with whole_file(path / "run.toml") as file:
+        head = (
+            "# esmtune train --config FILE repeats this run\n" if "data" in options else "# trained on data in memory\n"
+        )
+        file.write_text(head + tomli_w.dumps(options), encoding="utf-8")
+    write_json(run.metrics, path / "metrics.json")
+    with whole_file(path / "history.jsonl") as file:
+        file.write_text("".join(json.dumps(entry) + "\n" for entry in run.history), encoding="utf-8")
+    write_table(run.predictions, path / "predictions.csv")
+    write_json(_environment(run, dataset, seconds), path / "environment.json")
+    run.predictor.save(path / "predictor", self_contained=run.config.self_contained)
+
+
+def _environment(run: Run, dataset: Dataset, seconds: float) -> dict[str, Any]:
+    import torch
+
+    packages = ("esmtune", "torch", "lightning-fabric", "polars", "numpy", "scikit-learn", "scipy", "safetensors")
+    device = run.predictor.device
+    return {
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type} ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "data_sha256": dataset.sha256,
+        "encoder": run.predictor.spec.encoder.name,
+        "encoder_sha256": run.predictor.spec.encoder.sha256,
+        "seconds": round(seconds, 1),
+        "notices": run.notices,
+    }
