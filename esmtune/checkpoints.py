@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
 from typing import Any
 
 import torch
@@ -159,7 +158,7 @@ def digest(weights: Mapping[str, Tensor]) -> str:
     for name in sorted(weights):
         weight = weights[name].detach().cpu().contiguous()
         total.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-        total.update(memoryview(weight.reshape(-1).view(torch.uint8).numpy()))
+        total.update(weight.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

@@ -41,13 +41,10 @@ def curate_training(data: Any, config: TrainConfig) -> Curated:
         BadRowsError: for rows that cannot be used, unless they are to be skipped.
         ValueError: for everything else that is wrong with the data, with what to do.
     """
-    tables = [read(data)]
+    files: dict[Split, str | None] = {"valid": config.valid, "test": config.test}
+    tables = [read(data), *(read(path) for path in files.values() if path is not None)]
+    parts: list[Split | None] = [None, *(split for split, path in files.items() if path is not None)]
     columns = _columns(tables[0], config)
-    parts: list[Split | None] = [None]
-    for split, path in (("valid", config.valid), ("test", config.test)):
-        if path is not None:
-            tables.append(read(path))
-            parts.append(split)
     if len(tables) > 1:
         if columns.split:
             raise ValueError(
@@ -58,7 +55,7 @@ def curate_training(data: Any, config: TrainConfig) -> Curated:
     rows = [_read(table, _columns(table, config), config.max_length) for table in tables]
     records = [replace(r, split=part or r.split) for part, rs in zip(parts, rows, strict=True) for r in rs.records]
     problems = [problem for rs in rows for problem in rs.problems]
-    kind, why = (config.task["name"], "as asked") if config.task else infer_kind(records)
+    kind, why = (str(config.task["name"]), "as asked") if config.task else infer_kind(records)
     labeled, unreadable = read_labels(records, kind)
     problems += unreadable
     notices = [f"Task: {kind} of {columns.target!r}, {why}.", *(n for rs in rows for n in rs.notices)]
@@ -77,7 +74,7 @@ def curate_training(data: Any, config: TrainConfig) -> Curated:
         target=columns.target or "",
         kind=kind,
         sha256=_checksum(tables),
-        notices=tuple([*notices, *_skipped(problems)]),
+        notices=(*notices, *_skipped(problems)),
         problems=tuple(problems),
     )
     if not dataset.records:

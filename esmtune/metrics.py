@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,8 +22,8 @@ def regression_scores(labels: Float[np.ndarray, "points"], predictions: Float[np
     varies = len(set(labels.tolist())) > 1
     ranks = varies and len(set(predictions.tolist())) > 1
     return {
-        "spearman": _known(spearmanr(labels, predictions).statistic) if ranks else None,
-        "pearson": _known(pearsonr(labels, predictions).statistic) if ranks else None,
+        "spearman": _known(spearmanr(labels, predictions)[0]) if ranks else None,
+        "pearson": _known(pearsonr(labels, predictions)[0]) if ranks else None,
         "r2": _known(r2_score(labels, predictions)) if varies else None,
         "rmse": _known(root_mean_squared_error(labels, predictions)) if len(labels) else None,
         "mae": _known(mean_absolute_error(labels, predictions)) if len(labels) else None,
@@ -72,6 +72,6 @@ def _areas(labels: Int[np.ndarray, "points"], probabilities: Float[np.ndarray, "
     }
 
 
-def _known(value: Sequence[float] | float | np.floating) -> float | None:
-    number = float(value)  # pyright: ignore[reportArgumentType]
+def _known(value: Any) -> float | None:
+    number = float(value)
     return number if math.isfinite(number) else None

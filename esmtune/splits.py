@@ -32,7 +32,8 @@ def split_at_random(records: Sequence[Record], *, valid: float, test: float, str
         # Shares are rounded over all strata together, so that many small classes still add up to them.
         n_test, n_valid = (round((done + len(sequences)) * share) - round(done * share) for share in (test, valid))
         done += len(sequences)
-        held_out = [*["test"] * n_test, *["valid"] * n_valid][: len(sequences) - 1]
-        splits = held_out + ["train"] * (len(sequences) - len(held_out))
-        chosen |= dict(zip(sequences, splits, strict=True))
+        held_out = sequences[: min(n_test + n_valid, len(sequences) - 1)]
+        chosen |= dict.fromkeys(sequences, "train")
+        chosen |= dict.fromkeys(held_out[n_test:], "valid")
+        chosen |= dict.fromkeys(held_out[:n_test], "test")
     return [replace(record, split=chosen[record.sequence]) for record in records]

@@ -8,7 +8,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -46,10 +46,8 @@ class Task(ABC):
     name: ClassVar[str]
     metric: ClassVar[str]  # what early stopping watches unless told otherwise
 
-    @classmethod
-    @abstractmethod
-    def fit(cls, labels: Sequence[Label], **options: Any) -> "Task":
-        """Learn from training labels what must be known of them."""
+    fit: ClassVar[Callable[..., "Task"]]
+    """Make a task of training labels; its keyword-only parameters are the options that users have."""
 
     @property
     @abstractmethod

@@ -1,19 +1,24 @@
 """Training: how a predictor is put together, and the loop, one function read from top to bottom."""
 
+import copy
 import math
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from esmtune.batching import Budget, by_length, shuffled
 from esmtune.config import DEFAULT_ENCODER, DEFAULT_HEAD, TrainConfig
@@ -207,7 +212,7 @@ class Inputs:
                 done += len(batch)
                 self.watch(Progress(stage, done, len(indices), "sequences"))
         if self.fabric.world_size > 1:
-            rows = self.fabric.all_reduce(rows.to(self.fabric.device), reduce_op="sum").cpu()
+            rows = _sum(self.fabric, rows.to(self.fabric.device)).cpu()
         return rows
 
 
@@ -221,20 +226,58 @@ def fit(config: TrainConfig, data: Dataset, watch: Watcher, log_folder: Path | N
         predictor = compose(config, data, watch)
     fabric = _fabric(config, log_folder)
     if isinstance(fabric.strategy, DDPStrategy) and fabric.strategy._start_method == "spawn":
-        with tempfile.TemporaryDirectory() as folder:  # spawned processes hand over what they made as a file
-            file = Path(folder) / "fitted.pt"
-            fabric.launch(_fit_to_file, config, data, predictor, watch, file)
-            fitted = Fitted(**torch.load(file, weights_only=True))
+        fitted = _fit_in_processes(fabric, config, data, predictor, watch)
     else:
-        fitted = fabric.launch(_fit, config, data, predictor, watch)
+        fitted = fabric.launch(partial(_fit, config=config, data=data, predictor=predictor, watch=watch))
     predictor.cpu().load_state_dict(fitted.weights, strict=False)
     return predictor.eval(), fitted
 
 
+def _fit_in_processes(
+    fabric: Fabric, config: TrainConfig, data: Dataset, predictor: Predictor, watch: Watcher
+) -> Fitted:
+    """Train in processes of this machine: what they say comes back through a queue, what they made as a file."""
+    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
+
+    def listen() -> None:
+        while (event := queue.get()) is not None:
+            watch(event)
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "fitted.pt"
+        listener = threading.Thread(target=listen, daemon=True)
+        listener.start()
+        try:
+            fabric.launch(
+                partial(_fit_to_file, config=config, data=data, predictor=predictor, watch=_Relay(queue), file=file)
+            )
+        except ProcessRaisedException as error:
+            last = str(error).strip().splitlines()[-1]
+            if last.startswith("ValueError: "):  # a user's error in a process is a user's error here
+                raise ValueError(last.removeprefix("ValueError: ")) from None
+            raise
+        finally:
+            queue.put(None)
+            listener.join()
+        return Fitted(**torch.load(file, weights_only=True))
+
+
+@dataclass(frozen=True)
+class _Relay:
+    """A watcher that hands events to another process."""
+
+    queue: Any
+
+    def __call__(self, event: Notice | Progress) -> None:
+        self.queue.put(event)
+
+
 def _fit_to_file(
-    fabric: Fabric, config: TrainConfig, data: Dataset, predictor: Predictor, watch: Watcher, file: Path
+    fabric: Fabric, *, config: TrainConfig, data: Dataset, predictor: Predictor, watch: Watcher, file: Path
 ) -> None:
-    fitted = _fit(fabric, config, data, predictor, watch)
+    # What comes to a process lies in memory that all share, and each must have weights of its own.
+    own = copy.deepcopy(predictor)
+    fitted = _fit(fabric, config=config, data=data, predictor=own, watch=watch)
     if fitted.is_main:
         torch.save(vars(fitted), file)
 
@@ -244,7 +287,7 @@ def _fabric(config: TrainConfig, log_folder: Path | None) -> Fabric:
     strategy: Any = "auto"
     if config.devices * config.num_nodes > 1:
         # Buffers never change while training, and processes may do different numbers of passes.
-        strategy = DDPStrategy(start_method="popen" if started_outside else "spawn", broadcast_buffers=False)
+        strategy = DDPStrategy(start_method="popen" if started_outside else "spawn", forward_sync_buffers=False)
     return Fabric(
         accelerator=choose_device(config.accelerator),
         devices=config.devices,
@@ -276,7 +319,7 @@ def _loggers(config: TrainConfig, folder: Path | None) -> list[Any]:
     return loggers
 
 
-def _fit(fabric: Fabric, config: TrainConfig, data: Dataset, predictor: Predictor, watch: Watcher) -> Fitted:
+def _fit(fabric: Fabric, *, config: TrainConfig, data: Dataset, predictor: Predictor, watch: Watcher) -> Fitted:
     watch = watch if fabric.is_global_zero else (lambda event: None)
     records = data.of(None)
     train, valid, test = ([i for i, r in enumerate(records) if r.split == s] for s in ("train", "valid", "test"))
@@ -447,8 +490,15 @@ def _better(entry: dict[str, Any], best: dict[str, Any], metric: str) -> bool:
 
 def _mean(fabric: Fabric, part: Total) -> float:
     both = torch.stack((part.sum.double(), torch.tensor(float(part.count), device=part.sum.device, dtype=torch.double)))
-    total = fabric.all_reduce(both, reduce_op="sum") if fabric.world_size > 1 else both
-    return (total[0] / total[1]).item()  # pyright: ignore[reportIndexIssue]
+    total = _sum(fabric, both)
+    return (total[0] / total[1]).item()
+
+
+def _sum(fabric: Fabric, x: Tensor) -> Tensor:
+    """The sum over processes."""
+    total = fabric.all_reduce(x, reduce_op="sum") if fabric.world_size > 1 else x
+    assert isinstance(total, Tensor)
+    return total
 
 
 def _sample(indices: list[int], seed: int) -> list[int]:
@@ -456,7 +506,7 @@ def _sample(indices: list[int], seed: int) -> list[int]:
     return [indices[i] for i in order[:STATISTICS_SAMPLE]]
 
 
-def _flat(entry: dict[str, Any]) -> dict[str, float]:
+def _flat(entry: dict[str, Any]) -> dict[str, Any]:
     scores: Scores = entry.get("valid", {})
     numbers = {k: v for k, v in entry.items() if isinstance(v, int | float)}
     return numbers | {f"valid_{name}": value for name, value in scores.items() if value is not None}
