@@ -76,12 +76,11 @@ def train(
     *,
     out: Annotated[Path | None, Parameter(help="A new folder for the run. [default: runs/NAME OF THE DATA]")] = None,
     overwrite: Overwrite = False,
-    config: Annotated[TrainConfig, Parameter(name="*", negative="")] = TrainConfig(),
+    config: Annotated[TrainConfig, Parameter(name="*", negative="")] = TrainConfig(),  # noqa: B008 - frozen
 ) -> None:
     """Fine-tune an ESM-2 on a table of labeled sequences, and evaluate it.
 
-    DATA is CSV, TSV, Parquet, JSON lines or FASTA. --config RUN/run.toml takes options from a
-    file; those on the command line win.
+    DATA is CSV, TSV, Parquet, JSON lines or FASTA. --config RUN/run.toml takes options from a file.
     """
     from esmtune import verbs
 
@@ -134,7 +133,7 @@ def predict(
     data: str,
     *,
     out: Annotated[
-        Path | None, Parameter(help="A .csv, .tsv, .parquet or .jsonl file. [default: CSV to standard output]")
+        Path | None, Parameter(help="A .csv, .tsv, .parquet or .jsonl file. [default: printed as CSV]")
     ] = None,
     overwrite: Overwrite = False,
     sequence: Sequence = None,
@@ -200,7 +199,7 @@ class Bars:
     def __init__(self):
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
-            TextColumn("{task.speed:.0f}/s" if False else "{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
         self.progress = Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal)
         self.stages: dict[str, Any] = {}
@@ -243,5 +242,5 @@ def _print_scores(title: str, scores: dict[str, float | None], baseline: dict[st
     for column in ("metric", "predictor", "baseline"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name in scores:
-        table.add_row(name, *("–" if x is None else f"{x:.4f}" for x in (scores[name], baseline[name])))
+        table.add_row(name, *("-" if x is None else f"{x:.4f}" for x in (scores[name], baseline[name])))
     results.print(table)

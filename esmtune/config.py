@@ -1,6 +1,6 @@
 """All that a run depends on, as plain data. Every default of the package is here and nowhere else."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Part = dict[str, str | int | float | bool]  # {"name": ..., option: value}
@@ -10,6 +10,7 @@ Pooling = Literal["mean", "cls", "residue"]
 
 DEFAULT_ENCODER = "esm2_t6_8M_UR50D"
 DEFAULT_HEAD = "mlp"
+DEFAULT_TUNING = "frozen"
 TOKENS_PER_BATCH = 4096
 
 
@@ -42,14 +43,15 @@ class TrainConfig:
     """What the labels are: regression, binary or multiclass; told from the labels when that is clear.
     Options follow a dot: --task.loss huber."""
     encoder: str | None = None
-    """An ESM-2: a Hugging Face name or folder, a fair-esm .pt, a run of ours, or random:NAME. [default: esm2_t6_8M_UR50D]"""
+    """An ESM-2: a Hugging Face name or folder, a fair-esm .pt, a run of ours, or random:NAME.
+    [default: esm2_t6_8M_UR50D]"""
     init: str | None = None
     """A run to start from, with all its weights, head included."""
     init_skip: tuple[str, ...] = ()
     """Weights of --init to leave out and start anew, by the beginning of their name, such as head."""
     head: Part | None = None
     """What reads the encoder: linear or mlp. Options follow a dot: --head.hidden 64. [default: mlp]"""
-    tuning: Part = field(default_factory=lambda: {"name": "frozen"})
+    tuning: Part | None = None
     """Which weights of the encoder move: frozen (none), last (--tuning.layers of them), full. [default: frozen]"""
 
     epochs: int = 30

@@ -110,7 +110,7 @@ class Dropout(nn.Module):
         return x * keep / (1 - self.share)
 
 
-def uniform(seed: Int[Tensor, "*shape"], counter: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def uniform(seed: Int[Tensor, "points 1"], counter: Int[Tensor, "1 dim"]) -> Float[Tensor, "points dim"]:
     """Numbers in [0, 1) that look random and depend on nothing but the two arguments."""
     x = mix(seed) + counter * -0x61C8864680B583EB
     return (mix(x) >> 40).bitwise_and(0xFFFFFF) / 0x1000000

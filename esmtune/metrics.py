@@ -11,7 +11,7 @@ Scores = dict[str, float | None]
 
 
 def regression_scores(labels: Float[np.ndarray, "points"], predictions: Float[np.ndarray, "points"]) -> Scores:
-    """Spearman and Pearson correlation, R2, root mean squared and mean absolute error, the last two in the label's unit.
+    """Spearman and Pearson correlation, R2, and root mean squared and mean absolute error in the label's unit.
 
     >>> regression_scores(np.array([1.0, 2.0, 3.0]), np.array([2.0, 3.0, 4.0]))["mae"]
     1.0

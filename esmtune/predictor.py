@@ -224,7 +224,8 @@ def choose_device(accelerator: Accelerator) -> str:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(accelerator, False):
         raise ValueError(
-            f"there is no accelerator {accelerator!r} here. There are: auto, {', '.join(k for k, v in there.items() if v)}."
+            f"there is no accelerator {accelerator!r} here. "
+            f"There are: auto, {', '.join(name for name, is_there in there.items() if is_there)}."
         )
     return accelerator
 
@@ -249,12 +250,13 @@ def _encoder_for(spec: Spec, moved: frozenset[str], asked: str | None, folder: P
         encoder, _, _ = find_encoder(name)
     except ValueError as error:
         raise ValueError(
-            f"{folder} was trained on the encoder {spec.encoder.name}, which it needs. {error} If it is elsewhere now, say where: --encoder PATH."
+            f"{folder} was trained on the encoder {spec.encoder.name}, which it needs. {error} "
+            "If it is elsewhere now, say where: --encoder PATH."
         ) from None
     if encoder.config != spec.shape or encoder_digest(encoder) != spec.encoder.sha256:
         raise ValueError(
-            f"{folder} was trained on the encoder {spec.encoder.name} (SHA-256 {spec.encoder.sha256[:12]}…), but {name} "
-            "holds other weights. Say where the right ones are: --encoder PATH."
+            f"{folder} was trained on the encoder {spec.encoder.name} (SHA-256 {spec.encoder.sha256[:12]}...), "
+            f"but {name} holds other weights. Say where the right ones are: --encoder PATH."
         )
     return encoder
 

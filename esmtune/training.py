@@ -1,12 +1,12 @@
-"""Training: how a predictor is put together, and the loop, one function read from top to bottom."""
+"""The training loop, one function read from top to bottom, and what it needs around it."""
 
 import copy
-import math
+import logging
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,18 +20,21 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from esmtune.batching import Budget, by_length, shuffled
-from esmtune.config import DEFAULT_ENCODER, DEFAULT_HEAD, TrainConfig
-from esmtune.esm2 import ESM2, Tokens
+from esmtune.batching import shuffled
+from esmtune.composition import compose, starts_head_anew
+from esmtune.config import TrainConfig
 from esmtune.events import Notice, Progress, Watcher
-from esmtune.heads import Pooled, head
+from esmtune.inputs import Inputs, sum_over_processes
 from esmtune.metrics import Scores
-from esmtune.predictor import Predictor, Spec, choose_device, evaluating, find_encoder
-from esmtune.records import Dataset, Record
-from esmtune.tasks import Task, Total, task
-from esmtune.tuning import tuning
+from esmtune.optimization import Schedule, parameter_groups
+from esmtune.predictor import Predictor, choose_device
+from esmtune.records import Dataset
+from esmtune.tasks import Task, Total
 
 STATISTICS_SAMPLE = 1024  # sequences that tell mean and spread of the features, where the encoder moves
+
+# Fabric announces each process on standard error; whoever wants to hear that can raise the level again.
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,180 +46,6 @@ class Fitted:
     best: dict[str, Any]
     outputs: Tensor  # [records, outputs], in the order of the dataset's labeled records
     is_main: bool  # whether this process is the one that writes files
-
-
-# --- Putting a predictor together ---------------------------------------------------------------
-
-
-def compose(config: TrainConfig, data: Dataset, watch: Watcher) -> Predictor:
-    """Put encoder, head and task together, from the configuration and, with `init`, from a saved predictor.
-
-    Raises:
-        ValueError: for a part, option, encoder or predictor that cannot be had, or that does not fit the data.
-    """
-    labels = [r.label for r in data.of("train")]
-    task_spec = task.resolve(config.task or {"name": data.kind})
-    tuning_spec = tuning.resolve(config.tuning)
-    fitted = task[data.kind].fit(labels, **{k: v for k, v in task_spec.items() if k != "name"})
-    start = Predictor.load(config.init) if config.init else None
-    if start is None:
-        encoder, source, moved = find_encoder(config.encoder or DEFAULT_ENCODER)
-        head_spec = config.head or {"name": DEFAULT_HEAD}
-    else:
-        if config.encoder:
-            raise ValueError(
-                "init brings its own encoder: leave out encoder, or take encoder=RUN for the encoder alone."
-            )
-        encoder, source, moved = start.encoder, start.spec.encoder, start.moved
-        head_spec = config.head or start.spec.head
-        if "head" not in config.init_skip:
-            fitted = _same_task(fitted, start)
-    spec = Spec(
-        encoder=source,
-        shape=encoder.config,
-        tuning=tuning_spec,
-        head=head.resolve(head_spec),
-        task=fitted.spec(),
-        target=data.target,
-        max_length=config.max_length,
-        trained_on={"records": len(labels), "sha256": data.sha256},
-    )
-    if source.is_random:
-        watch(Notice(f"The encoder {source.name} starts from RANDOM weights: it has seen no protein."))
-    if source.left_out:
-        watch(Notice(f"Left out of {source.name}, being no part of the encoder: {', '.join(source.left_out)}."))
-    if start is None:
-        return _tuned(Predictor(spec, encoder, moved), tuning_spec)
-    fresh = Predictor(spec, ESM2(encoder.config), moved)
-    return _tuned(_initialized(fresh, start, config, watch), tuning_spec)
-
-
-def _tuned(predictor: Predictor, spec: dict[str, Any]) -> Predictor:
-    """Let those weights move that the tuning says, and note them as moved."""
-    predictor.encoder.requires_grad_(False)
-    tuning.build(spec, predictor.encoder)
-    moving = {name for name, weight in predictor.encoder.named_parameters() if weight.requires_grad}
-    if len(moving) == len(list(predictor.encoder.parameters())):
-        moving |= set(predictor.encoder.state_dict())
-    predictor.moved |= moving
-    return predictor
-
-
-def _same_task(fitted: Task, start: Predictor) -> Task:
-    """The saved task goes on, for its head was trained in its unit and its order of classes."""
-    old = start.task
-    strangers = set(getattr(fitted, "classes", ())) - set(getattr(old, "classes", ()))
-    if fitted.name != old.name or strangers:
-        what = f"has no class {', '.join(sorted(strangers))}" if fitted.name == old.name else f"is a {old.name}"
-        raise ValueError(
-            f"the predictor to start from {what}, but the data is a {fitted.name}. Start its head anew: --init-skip head."
-        )
-    return replace(old, **{k: v for k, v in fitted.spec().items() if k == "loss_name"})  # pyright: ignore[reportArgumentType]
-
-
-def _initialized(fresh: Predictor, start: Predictor, config: TrainConfig, watch: Watcher) -> Predictor:
-    """Load what is not skipped of a saved predictor, and say what was loaded and what is new."""
-    saved, wanted = start.state_dict(), fresh.state_dict()
-    for prefix in config.init_skip:
-        if not any(_begins(name, prefix) for name in saved):
-            raise ValueError(
-                f"no weight of {config.init} begins with {prefix!r}. There are: {', '.join(_tops(saved))}."
-            )
-    kept = {name: w for name, w in saved.items() if not any(_begins(name, prefix) for prefix in config.init_skip)}
-    wrong = [n for n in kept if n not in wanted or wanted[n].shape != kept[n].shape]
-    if wrong:
-        raise ValueError(
-            f"{config.init} does not fit the head that is asked for ({', '.join(wrong)}). Start it anew: --init-skip head."
-        )
-    fresh.load_state_dict(kept, strict=False)
-    new = sorted(wanted.keys() - kept.keys())
-    fresh.moved |= {name.removeprefix("encoder.") for name in new if name.startswith("encoder.")}
-    watch(Notice(f"From {config.init}: {len(kept)} weights loaded; new: {', '.join(new) or 'none'}."))
-    return fresh
-
-
-def _begins(name: str, prefix: str) -> bool:
-    """Whether a dotted name begins with whole words of a prefix, so that layer 1 is not layer 10."""
-    return name == prefix or name.startswith(prefix.removesuffix(".") + ".")
-
-
-def _tops(names: Sequence[str] | dict[str, Tensor]) -> list[str]:
-    return sorted({".".join(name.split(".")[:2]) for name in names})
-
-
-# --- What passes through the network ------------------------------------------------------------
-
-
-class Inputs:
-    """What the network is given for each record: its tokens, or what a frozen encoder and the pool made of them once."""
-
-    def __init__(
-        self, fabric: Fabric, predictor: Predictor, records: Sequence[Record], config: TrainConfig, watch: Watcher
-    ):
-        self.fabric, self.predictor, self.watch = fabric, predictor, watch
-        self.sequences = [r.sequence for r in records]
-        self.lengths = [len(s) for s in self.sequences]
-        self.budget = Budget(tokens=config.tokens_per_batch, sequences=config.micro_batch_size)
-        self.is_frozen = not any(w.requires_grad for w in predictor.encoder.parameters())
-        self._pooled: dict[int, Tensor] = {}
-
-    def __call__(self, batch: Sequence[int], seeds: Tensor | None = None) -> Tokens | Pooled:
-        """The input for some records, each with the seed of its dropout."""
-        device = self.fabric.device
-        seeds = torch.zeros(len(batch), dtype=torch.long) if seeds is None else seeds
-        if self.is_frozen:
-            dim = self.predictor.spec.shape.embed_dim
-            features = torch.stack([self._pooled[i] for i in batch]) if batch else torch.empty(0, dim)
-            return Pooled(features.to(device), seeds.to(device))
-        return Tokens.of([self.sequences[i] for i in batch], seeds).to(device)
-
-    def mine(self, batch: Sequence[int]) -> list[list[int]]:
-        """The micro-batches of this process; where there are too few for all, one of no sequence."""
-        fabric = self.fabric
-        share = -(-sum(self.lengths[i] + 2 for i in batch) // fabric.world_size)
-        budget = replace(self.budget, tokens=min(self.budget.tokens, share)) if fabric.world_size > 1 else self.budget
-        return list(by_length(batch, self.lengths, budget))[fabric.global_rank :: fabric.world_size] or [[]]
-
-    def prepare(self, indices: Sequence[int], stage: str) -> None:
-        """Pass records through a frozen encoder, once."""
-        if self.is_frozen:
-            new = [i for i in indices if i not in self._pooled]
-            self._pooled |= dict(zip(new, self.features(new, stage), strict=True))
-
-    def features(self, indices: Sequence[int], stage: str) -> Tensor:
-        """What the pool makes of records, on the CPU."""
-        dim = self.predictor.spec.shape.embed_dim
-        return self._gathered(
-            indices, dim, stage, lambda b: self.predictor.head.pool(self.predictor.encoder(self._tokens(b))).features
-        )
-
-    def outputs(self, indices: Sequence[int], stage: str) -> Tensor:
-        """What the network gives for records, in evaluation mode, on the CPU."""
-        self.prepare(indices, stage)
-        return self._gathered(indices, self.predictor.task.num_outputs, stage, lambda b: self.predictor(self(b)))
-
-    def _tokens(self, batch: Sequence[int]) -> Tokens:
-        return Tokens.of([self.sequences[i] for i in batch]).to(self.fabric.device)
-
-    @torch.no_grad()
-    def _gathered(self, indices: Sequence[int], width: int, stage: str, compute: Any) -> Tensor:
-        """Rows computed by all processes together: each fills in its own, and the sum is the whole."""
-        place = {index: row for row, index in enumerate(indices)}
-        rows = torch.zeros(len(indices), width)
-        batches = list(by_length(indices, self.lengths, self.budget))
-        done = 0
-        with evaluating(self.predictor), self.fabric.autocast():
-            for number, batch in enumerate(batches):
-                if number % self.fabric.world_size == self.fabric.global_rank:
-                    rows[[place[i] for i in batch]] = compute(batch).float().cpu()
-                done += len(batch)
-                self.watch(Progress(stage, done, len(indices), "sequences"))
-        if self.fabric.world_size > 1:
-            rows = _sum(self.fabric, rows.to(self.fabric.device)).cpu()
-        return rows
-
-
-# --- The loop -----------------------------------------------------------------------------------
 
 
 def fit(config: TrainConfig, data: Dataset, watch: Watcher, log_folder: Path | None = None) -> tuple[Predictor, Fitted]:
@@ -330,7 +159,7 @@ def _fit(fabric: Fabric, *, config: TrainConfig, data: Dataset, predictor: Predi
 
     # What the head sees is standardized by what the training records look like before anything moves.
     inputs.prepare([*train, *valid], "embedding")
-    if not config.init or "head" in config.init_skip:
+    if starts_head_anew(config):
         sample = train if inputs.is_frozen else _sample(train, config.seed)
         features = (
             torch.stack([inputs._pooled[i] for i in sample])
@@ -339,9 +168,9 @@ def _fit(fabric: Fabric, *, config: TrainConfig, data: Dataset, predictor: Predi
         )
         predictor.head.standardize.fit(features.to(fabric.device))
 
-    optimizer = torch.optim.AdamW(_parameter_groups(predictor, config))
+    optimizer = torch.optim.AdamW(parameter_groups(predictor, config))
     model, optimizer = fabric.setup(_Network(predictor), optimizer)
-    schedule = _Schedule(config, len(train))
+    schedule = Schedule(config, len(train))
     metric = _metric(config, predictor.task, [labels[i] for i in valid], watch)
     history: list[dict[str, Any]] = []
     best: dict[str, Any] = {}
@@ -367,7 +196,8 @@ def _fit(fabric: Fabric, *, config: TrainConfig, data: Dataset, predictor: Predi
         if not torch.isfinite(running.sum):
             ids = ", ".join(records[i].id for i in batch[:8])
             raise ValueError(
-                f"the loss became {running.sum.item()} at step {step} (ids {ids}). Lower encoder_learning_rate or head_learning_rate."
+                f"the loss became {running.sum.item()} at step {step} (ids {ids}). "
+                "Lower --encoder-learning-rate or --head-learning-rate."
             )
         fabric.clip_gradients(model, optimizer, max_norm=config.clip, error_if_nonfinite=False)
         optimizer.step()
@@ -409,7 +239,7 @@ def _fit(fabric: Fabric, *, config: TrainConfig, data: Dataset, predictor: Predi
 
 
 class _Network(nn.Module):
-    """A predictor as Fabric can wrap it: a batch comes in an opaque parcel, for Fabric takes frozen containers apart."""
+    """A predictor as Fabric can wrap it: a batch comes in an opaque parcel, for Fabric takes containers apart."""
 
     def __init__(self, predictor: Predictor):
         super().__init__()
@@ -417,48 +247,6 @@ class _Network(nn.Module):
 
     def forward(self, parcel: SimpleNamespace) -> Tensor:
         return self.predictor(parcel.batch)
-
-
-class _Schedule:
-    """The steps of a run, and how high the learning rate stands at each."""
-
-    def __init__(self, config: TrainConfig, count: int):
-        self.config, self.count = config, count
-        per_epoch = -(-count // config.global_batch_size)
-        self.total = config.max_steps or config.epochs * per_epoch
-
-    def __iter__(self) -> Iterator[tuple[int, int, list[int], bool]]:
-        """Each step's number, its epoch, its global batch, and whether an evaluation is due after it."""
-        step = epoch = 0
-        while step < self.total:
-            epoch += 1
-            batches = list(shuffled(self.count, self.config.global_batch_size, seed=self.config.seed, epoch=epoch))
-            for number, batch in enumerate(batches, start=1):
-                step += 1
-                yield step, epoch, batch, number == len(batches) or step == self.total
-                if step == self.total:
-                    break
-
-    def factor(self, step: int) -> float:
-        """Rise in a line during the warm-up, then fall along a cosine to nothing."""
-        rise = round(self.config.warmup * self.total)
-        if step <= rise:
-            return step / (rise + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - rise - 1) / max(1, self.total - rise)))
-
-
-def _parameter_groups(predictor: Predictor, config: TrainConfig) -> list[dict[str, Any]]:
-    """Encoder and head at their own rates; weight decay on matrices, not on norms and biases."""
-    groups = []
-    for part, peak in ((predictor.head, config.head_learning_rate), (predictor.encoder, config.encoder_learning_rate)):
-        moving = [w for w in part.parameters() if w.requires_grad]
-        for decay in (config.weight_decay, 0.0):
-            weights = (
-                [w for w in moving if (w.ndim > 1) == (decay > 0)] if config.weight_decay else moving * (decay == 0)
-            )
-            if weights:
-                groups.append({"params": weights, "lr": peak, "peak": peak, "weight_decay": decay})
-    return groups
 
 
 def _moving(predictor: Predictor) -> dict[str, Tensor]:
@@ -490,15 +278,8 @@ def _better(entry: dict[str, Any], best: dict[str, Any], metric: str) -> bool:
 
 def _mean(fabric: Fabric, part: Total) -> float:
     both = torch.stack((part.sum.double(), torch.tensor(float(part.count), device=part.sum.device, dtype=torch.double)))
-    total = _sum(fabric, both)
+    total = sum_over_processes(fabric, both)
     return (total[0] / total[1]).item()
-
-
-def _sum(fabric: Fabric, x: Tensor) -> Tensor:
-    """The sum over processes."""
-    total = fabric.all_reduce(x, reduce_op="sum") if fabric.world_size > 1 else x
-    assert isinstance(total, Tensor)
-    return total
 
 
 def _sample(indices: list[int], seed: int) -> list[int]:

@@ -5,13 +5,9 @@ answered at once, and before anything is written.
 """
 
 import inspect
-import json
-import platform
-import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,31 +15,17 @@ import polars as pl
 
 from esmtune.alphabet import clean
 from esmtune.config import TOKENS_PER_BATCH, Accelerator, Pooling, Precision, TrainConfig
-from esmtune.curation import Curated, curate_labeled, curate_training
+from esmtune.curation import curate_labeled, curate_training
 from esmtune.datasets import find_columns, read_rows
 from esmtune.events import Notice, Watcher, silent
 from esmtune.readers import read
-from esmtune.records import BadRowsError, Dataset, Split
+from esmtune.records import BadRowsError, Split
 from esmtune.registry import nearest
-from esmtune.writers import Embeddings, check_out, whole_file, write_embeddings, write_json, write_table
+from esmtune.runs import Run, metrics_of, predictions_of, readings, resolved, write_run
+from esmtune.writers import Embeddings, check_out, write_embeddings, write_json, write_table
 
 if TYPE_CHECKING:
     from esmtune.predictor import Predictor
-    from esmtune.tasks import Task
-    from esmtune.training import Fitted
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What training gave: a predictor, how good it is, how it got there, and what was said on the way."""
-
-    predictor: "Predictor"
-    metrics: dict[str, Any]
-    history: list[dict[str, Any]]
-    predictions: pl.DataFrame
-    notices: tuple[str, ...]
-    config: TrainConfig
-    path: Path | None = None
 
 
 def train(
@@ -85,15 +67,15 @@ def train(
     predictor, fitted = fit(config, dataset, hear, path / "logs" if path else None)
     run = Run(
         predictor=predictor,
-        metrics=_metrics(predictor, dataset, fitted),
+        metrics=metrics_of(predictor, dataset, fitted),
         history=fitted.history,
-        predictions=_predictions(predictor.task, dataset, fitted),
+        predictions=predictions_of(predictor.task, dataset, fitted),
         notices=tuple(notices),
-        config=_resolved(config, curated, predictor),
+        config=resolved(config, curated, predictor),
         path=path,
     )
     if path is not None and fitted.is_main:
-        _write_run(run, path, data, dataset, seconds=time.time() - started)
+        write_run(run, path, data, dataset, seconds=time.time() - started)
     return run
 
 
@@ -226,7 +208,7 @@ def predict(
     predictor = _ready(run, encoder, accelerator, watch, verify=verify)
     clash = [
         name
-        for name in (*_readings(predictor.task, predictor.task.baseline(1)).columns, "problem")
+        for name in (*readings(predictor.task, predictor.task.baseline(1)).columns, "problem")
         if name in table.frame.columns
     ]
     if clash:
@@ -252,14 +234,15 @@ def predict(
             problems[row] = "the network gave no finite number"
     place = {row: number for number, row in enumerate(rows) if problems[row] is None}
     places = pl.Series([place.get(row) for row in range(table.frame.height)], dtype=pl.Int64)
-    spread = _readings(predictor.task, outputs).select(pl.all().gather(places))
+    spread = readings(predictor.task, outputs).select(pl.all().gather(places))
     frame = table.frame.hstack(spread).with_columns(pl.Series("problem", problems, dtype=pl.String))
     bad = sum(problem is not None for problem in problems)
     if bad:
         first = next(row for row, problem in enumerate(problems) if problem)
         watch(
             Notice(
-                f"Rows without a prediction: {bad:,} of {frame.height:,}, the first {table.where(first)}: {problems[first]}."
+                f"Rows without a prediction: {bad:,} of {frame.height:,}, "
+                f"the first {table.where(first)}: {problems[first]}."
             )
         )
     if out is not None:
@@ -348,107 +331,3 @@ def _ready(
     if predictor.spec.encoder.is_random:
         watch(Notice(f"The encoder of this predictor started from RANDOM weights ({predictor.spec.encoder.name})."))
     return predictor.to(choose_device(accelerator))
-
-
-def _readings(task: "Task", outputs: Any) -> pl.DataFrame:
-    """What outputs mean, as columns: `prediction`, and `probability_CLASS` where there are classes."""
-    probabilities = task.probabilities(outputs)
-    dtype = pl.String if probabilities else pl.Float32
-    columns = [pl.Series("prediction", task.predict(outputs), dtype=dtype)]
-    columns += [pl.Series(f"probability_{name}", values, dtype=pl.Float32) for name, values in probabilities.items()]
-    return pl.DataFrame(columns)
-
-
-def _metrics(predictor: "Predictor", dataset: Dataset, fitted: "Fitted") -> dict[str, Any]:
-    """Scores of validation and test records, beside what knows nothing but the training labels."""
-    task, records = predictor.task, dataset.of(None)
-    metrics: dict[str, Any] = {
-        "task": task.name,
-        "target": dataset.target,
-        "encoder": predictor.spec.encoder.name,
-        "records": {split: len(dataset.of(split)) for split in ("train", "valid", "test")},
-        "best": {key: value for key, value in fitted.best.items() if key in ("step", "epoch", "metric")},
-        "baselines": {},
-    }
-    for split in ("valid", "test"):
-        places = [place for place, record in enumerate(records) if record.split == split]
-        if places:
-            labels = [records[place].label for place in places]
-            metrics[split] = task.scores(fitted.outputs[places], labels)
-            metrics["baselines"][split] = task.scores(task.baseline(len(places)), labels)
-    return metrics
-
-
-def _predictions(task: "Task", dataset: Dataset, fitted: "Fitted") -> pl.DataFrame:
-    """Every labeled record: id, split, label and prediction."""
-    records = dataset.of(None)
-    asked = pl.DataFrame(
-        {"id": [r.id for r in records], "split": [r.split for r in records], "label": [r.label for r in records]}
-    )
-    return asked.hstack(_readings(task, fitted.outputs))
-
-
-def _resolved(config: TrainConfig, curated: Curated, predictor: "Predictor") -> TrainConfig:
-    """The configuration with everything that was found out or chosen, so that the run can be repeated."""
-    spec, columns = predictor.spec, curated.columns
-    task_options = {"name": predictor.task.name} | {k: v for k, v in (config.task or {}).items() if k != "name"}
-    return replace(
-        config,
-        target=columns.target,
-        sequence=columns.sequence,
-        id=columns.id,
-        split=columns.split,
-        valid=str(Path(config.valid).resolve()) if config.valid else None,
-        test=str(Path(config.test).resolve()) if config.test else None,
-        task=task_options,
-        encoder=None if config.init else spec.encoder.name if config.encoder is None else _whole_path(config.encoder),
-        init=_whole_path(config.init) if config.init else None,
-        head=dict(spec.head),
-        tuning=dict(spec.tuning),
-    )
-
-
-def _whole_path(name: str) -> str:
-    """A path that holds from any folder; a name that is no path stays as it is."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
-
-
-def _write_run(run: Run, path: Path, data: Any, dataset: Dataset, *, seconds: float) -> None:
-    """Write the folder of a run, the predictor last: a folder with a predictor in it is whole."""
-    import tomli_w
-
-    shutil.rmtree(path / "predictor", ignore_errors=True)
-    options = {k: v for k, v in asdict(run.config).items() if v is not None}
-    if isinstance(data, str | Path):
-        options = {"data": str(Path(data).resolve()), **options}
-    with whole_file(path / "run.toml") as file:
-        head = (
-            "# esmtune train --config FILE repeats this run\n" if "data" in options else "# trained on data in memory\n"
-        )
-        file.write_text(head + tomli_w.dumps(options), encoding="utf-8")
-    write_json(run.metrics, path / "metrics.json")
-    with whole_file(path / "history.jsonl") as file:
-        file.write_text("".join(json.dumps(entry) + "\n" for entry in run.history), encoding="utf-8")
-    write_table(run.predictions, path / "predictions.csv")
-    write_json(_environment(run, dataset, seconds), path / "environment.json")
-    run.predictor.save(path / "predictor", self_contained=run.config.self_contained)
-
-
-def _environment(run: Run, dataset: Dataset, seconds: float) -> dict[str, Any]:
-    import torch
-
-    packages = ("esmtune", "torch", "lightning-fabric", "polars", "numpy", "scikit-learn", "scipy", "safetensors")
-    device = run.predictor.device
-    return {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type} ({platform.machine()})",
-        "threads": torch.get_num_threads(),
-        "data_sha256": dataset.sha256,
-        "encoder": run.predictor.spec.encoder.name,
-        "encoder_sha256": run.predictor.spec.encoder.sha256,
-        "seconds": round(seconds, 1),
-        "notices": run.notices,
-    }

@@ -1,0 +1,235 @@
+"""The loop: what moves, what does not, and that no way of cutting the work up changes the numbers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import esmtune
+from esmtune import events
+from tests.conftest import TEN, in_new_process
+
+LENGTHS = [(sequence, len(sequence) / 100) for sequence in TEN]
+HALVES = [(sequence, "long" if len(sequence) > 45 else "short") for sequence in TEN]
+THIRDS = [(sequence, "abc"[min(len(sequence) // 20, 3) - 1]) for sequence in TEN]
+EVERYTHING = {"valid_fraction": 0.0, "test_fraction": 0.0}
+
+
+def train(tiny, rows=LENGTHS, **options):
+    return esmtune.train(rows, encoder=str(tiny), **{"tuning": "full", **EVERYTHING, **options})
+
+
+@pytest.mark.parametrize(
+    ("tuning", "rows", "task"),
+    [
+        ("frozen", LENGTHS, "regression"),
+        ({"name": "last", "layers": 1}, LENGTHS, "regression"),
+        ("full", LENGTHS, "regression"),
+        ("full", HALVES, "binary"),
+        ("full", THIRDS, "multiclass"),
+    ],
+    ids=["frozen", "last", "full", "binary", "multiclass"],
+)
+def test_ten_sequences_can_be_memorized(tiny, tuning, rows, task):
+    run = train(tiny, rows, task=task, tuning=tuning, epochs=100, global_batch_size=10, encoder_learning_rate=2e-4,
+                head_learning_rate=3e-3, head={"name": "mlp", "dropout": 0.0})  # fmt: skip
+    predictions = run.predictor.predict([sequence for sequence, _ in rows])
+    labels = [label for _, label in rows]
+    if task == "regression":
+        assert predictions == pytest.approx(labels, abs=0.02)
+    else:
+        assert predictions == labels
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("tuning", ["frozen", {"name": "last", "layers": 1}, "full"], ids=str)
+def test_what_should_move_moves_and_nothing_else_does(tiny, tuning, head):
+    """VenusFactory2 put weights in the optimizer that got no gradient."""
+    before = esmtune.load_encoder(tiny)[0].state_dict()
+    run = train(tiny, tuning=tuning, head=head, max_steps=2)
+    after = run.predictor.encoder.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    weights = set(before) - {"frequency"}
+    if tuning == "frozen":
+        assert moved == set()
+    elif tuning == "full":
+        # <pad>, <mask> and other rows of the embedding have no token here, the matrix as a whole moves.
+        assert moved == weights
+    else:
+        assert moved == {name for name in weights if name.startswith(("layers.1.", "norm."))}
+    fresh = train(tiny, tuning=tuning, head=head, max_steps=2, head_learning_rate=0.0, encoder_learning_rate=0.0)
+    start, end = fresh.predictor.head.state_dict(), run.predictor.head.state_dict()
+    assert {n for n in start if not torch.equal(start[n], end[n])} == {n for n in start if "standardize" not in n}
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "full"])
+@pytest.mark.parametrize(
+    "cut", [{"micro_batch_size": 1}, {"micro_batch_size": 3}, {"tokens_per_batch": 1}, {"tokens_per_batch": 70}], ids=str
+)
+def test_micro_batches_change_nothing(tiny, cut, tuning):
+    """The loss is the sum over the global batch divided by its count, dropout is each sequence's own."""
+    options = {"tuning": tuning, "max_steps": 6, "global_batch_size": 8, "valid_fraction": 0.2, "warmup": 0.3}
+    whole, parts = train(tiny, **options), train(tiny, **options, **cut)
+    agree(whole.history, parts.history, whole.predictor.state_dict(), parts.predictor.state_dict())
+
+
+def agree(history, other_history, weights, other_weights):
+    """Equal to 1e-5, as the loss of float32 sums in another order is, and weights that Adam makes of their gradients."""
+    assert len(history) == len(other_history)
+    for one, other in zip(history, other_history, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
+        assert one.get("valid_loss") == pytest.approx(other.get("valid_loss"), abs=1e-5)
+    assert weights.keys() == other_weights.keys()
+    for name in weights:
+        # The softmax does not see the bias of the keys: its gradient is rounding alone, and Adam magnifies it.
+        if not name.endswith("key.bias"):
+            torch.testing.assert_close(weights[name], other_weights[name], rtol=0, atol=1e-5)
+
+
+TWO_DEVICES = """
+import esmtune, json, sys
+if __name__ == "__main__":
+    rows, encoder, options, out = json.loads(sys.argv[1])
+    run = esmtune.train([tuple(row) for row in rows], encoder=encoder, out=out, watch=print, **options)
+    print(json.dumps(run.history))
+"""
+
+
+def test_two_processes_give_the_numbers_of_one(tiny, tmp_path):
+    """Also where one of them has no micro-batch: the last global batch of an epoch holds a single sequence."""
+    options = {"tuning": "full", "max_steps": 5, "global_batch_size": 3, "valid_fraction": 0.2, "test_fraction": 0.1,
+               "accelerator": "cpu", "self_contained": True}  # fmt: skip
+    one = esmtune.train(LENGTHS, encoder=str(tiny), out=tmp_path / "one", **options)
+    assert one.metrics["records"] == {"train": 7, "valid": 2, "test": 1}
+    script = tmp_path / "two.py"
+    script.write_text(TWO_DEVICES)
+    argument = json.dumps([LENGTHS, str(tiny), {**options, "devices": 2, "log": ["csv"]}, str(tmp_path / "two")])
+    two = in_new_process(script, argument, OMP_NUM_THREADS="1")
+    assert two.code == 0, two.err
+    history = json.loads(two.out.splitlines()[-1])
+    assert "Progress(stage='training'" in two.out  # what the processes say is heard
+    weights = [load_file(tmp_path / name / "predictor" / "weights.safetensors") for name in ("one", "two")]
+    agree(one.history, history, *weights)
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    assert metrics[0]["test"]["mae"] == pytest.approx(metrics[1]["test"]["mae"], abs=1e-5)
+    assert len((tmp_path / "two" / "logs" / "csv" / "metrics.csv").read_text().splitlines()) == 1 + len(history)
+
+
+def test_labels_stay_with_their_sequences(tiny):
+    """biotrainer paired a batch sorted by length with labels that were not; order in the table changes nothing."""
+    table = [(sequence, float(i)) for i, sequence in enumerate(TEN)]
+    run = train(tiny, table, task="regression", epochs=1, global_batch_size=5, encoder_learning_rate=0.0,
+                head_learning_rate=0.0, head={"name": "mlp", "dropout": 0.0})  # fmt: skip
+    alone = np.array([run.predictor.predict([sequence])[0] for sequence in TEN])
+    errors = (alone - np.arange(10)) / np.std(np.arange(10))
+    assert run.history[0]["train_loss"] == pytest.approx(np.mean(errors**2), abs=1e-5)
+    frame = run.predictions
+    assert frame["id"].to_list() == [str(i + 1) for i in range(10)]
+    assert frame["label"].to_list() == [label for _, label in table]
+    assert frame["prediction"].to_list() == pytest.approx(alone.tolist(), abs=1e-5)
+
+
+def test_test_records_are_read_once_at_the_end(tiny, monkeypatch):
+    """ColabSaprot and the transformers notebook choose by the test set."""
+    from esmtune import esm2
+
+    seen = []
+    read = esm2.Tokens.of.__func__
+    monkeypatch.setattr(
+        esm2.Tokens, "of", classmethod(lambda cls, sequences, *a: seen.extend(sequences) or read(cls, sequences, *a))
+    )
+    stages = []
+    for tuning in ("frozen", "full"):
+        seen.clear()
+        stages.clear()
+        at_stage = {}
+
+        def watch(event, stages=stages, at_stage=at_stage):
+            if isinstance(event, events.Progress):
+                stages.append(event.stage)
+                at_stage.setdefault(event.stage, len(seen))
+
+        run = train(tiny, tuning=tuning, valid_fraction=0.2, test_fraction=0.2, epochs=2, watch=watch)
+        places = run.predictions.filter(run.predictions["split"] == "test")["id"]
+        tests = {TEN[int(place) - 1] for place in places}
+        assert len(tests) == 2
+        assert stages[-1] in ("testing", "predicting")
+        assert sum(sequence in tests for sequence in seen) == 2  # each test record once
+        first = min(seen.index(sequence) for sequence in tests)
+        assert first >= at_stage["predicting" if tuning == "full" else "training"]
+        assert {sequence for sequence in seen[first:] if sequence in TEN} == tests
+
+
+def test_a_run_repeats_from_its_seed(tiny):
+    one, same, other = (train(tiny, epochs=2, valid_fraction=0.2, seed=seed) for seed in (1, 1, 2))
+    for name, weight in one.predictor.state_dict().items():
+        assert torch.equal(weight, same.predictor.state_dict()[name])
+    assert [e["train_loss"] for e in one.history] == [e["train_loss"] for e in same.history]
+    assert [e["train_loss"] for e in one.history] != [e["train_loss"] for e in other.history]
+
+
+def test_training_leaves_the_global_random_state_alone(tiny):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    train(tiny, max_steps=1)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_the_best_weights_are_kept(tiny):
+    run = train(tiny, epochs=12, valid_fraction=0.3, metric="loss", encoder_learning_rate=3e-3, patience=3)
+    losses = [entry["valid_loss"] for entry in run.history]
+    best = int(np.argmin(losses))
+    assert run.metrics["best"] == {"step": run.history[best]["step"], "epoch": best + 1, "metric": "loss"}
+    assert len(losses) == min(12, best + 1 + 3)
+    assert run.metrics["valid"]["rmse"] == pytest.approx(run.history[best]["valid"]["rmse"], abs=1e-6)
+
+
+def test_the_learning_rate_rises_and_falls():
+    from esmtune.config import TrainConfig
+    from esmtune.optimization import Schedule
+
+    schedule = Schedule(TrainConfig(max_steps=100, warmup=0.1), 10)
+    factors = [schedule.factor(step) for step in range(1, 101)]
+    assert factors[:10] == pytest.approx([i / 11 for i in range(1, 11)])
+    assert factors[10] == pytest.approx(1.0)
+    assert factors[55] == pytest.approx(0.5)  # halfway down the cosine
+    assert factors[-1] < 0.001
+    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False))
+
+
+def test_steps_are_counted_through_the_epochs(tiny):
+    run = train(tiny, max_steps=5, global_batch_size=4)
+    assert [(e["step"], e["epoch"]) for e in run.history] == [(3, 1), (5, 2)]
+    run = train(tiny, epochs=2, global_batch_size=4)
+    assert [(e["step"], e["epoch"]) for e in run.history] == [(3, 1), (6, 2)]
+
+
+def test_a_diverging_run_stops_with_a_sentence(tiny):
+    with pytest.raises(ValueError, match=r"the loss became (nan|inf) at step \d+ \(ids .*\)\. Lower --encoder-learning"):
+        train(tiny, encoder_learning_rate=1e20, head_learning_rate=1e20, clip=1e30, epochs=30)
+
+
+def test_random_weights_are_said_everywhere(tmp_path, shell):
+    table = tmp_path / "ten.csv"
+    table.write_text("sequence,target\n" + "".join(f"{s},{x}\n" for s, x in LENGTHS))
+    out = tmp_path / "run"
+    options = ["--encoder", "random:esm2_t6_8M_UR50D", "--max-steps", 1, "--out", out]
+    answer = shell("train", table, *options)
+    assert answer.code == 0
+    assert "RANDOM" in answer.err
+    assert "random:esm2_t6_8M_UR50D" in answer.err
+    for file in ("run.toml", "metrics.json", "environment.json", "predictor/predictor.json"):
+        assert "random:esm2_t6_8M_UR50D" in (out / file).read_text(), file
+    for command in (["predict", out, table], ["evaluate", out, table]):
+        assert "RANDOM" in shell(*command).err
+    assert "RANDOM" in shell("embed", out, table, "--out", tmp_path / "e.npz").err
+    assert "random" in str(np.load(tmp_path / "e.npz")["encoder"])
+
+
+def test_the_head_may_be_given_whole(tiny):
+    run = train(tiny, head={"name": "mlp", "hidden": 8, "dropout": 0.5, "pool": "cls"}, max_steps=1)
+    assert run.predictor.spec.head == {"name": "mlp", "hidden": 8, "dropout": 0.5, "pool": "cls"}
+    assert run.predictor.head.hidden.weight.shape == (8, 32)
