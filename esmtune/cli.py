@@ -51,6 +51,7 @@ def main() -> None:
 def run(arguments: list[str]) -> None:
     """Run a command with its arguments."""
     arguments = [_spelled_out(argument) for argument in arguments]
+    app.config = ()
     if "--config" in arguments[:-1]:
         place = arguments.index("--config")
         file = arguments[place + 1]
