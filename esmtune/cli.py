@@ -19,19 +19,22 @@ PARTS = ("--task", "--head", "--tuning")  # --head mlp is short for --head.name 
 Encoder = Annotated[str | None, Parameter(help="Where the encoder's weights are now, if they have moved.")]
 Sequence = Annotated[str | None, Parameter(help="The column with the sequences, if its name is not a usual one.")]
 Identifier = Annotated[str | None, Parameter(help="The column with a name for each row.")]
-Overwrite = Annotated[bool, Parameter(negative="", help="Write over what is there.")]
-Skip = Annotated[bool, Parameter(negative="", help="Leave out rows that cannot be used, and list them.")]
+Overwrite = Annotated[bool, Parameter(help="Write over what is there.")]
+Skip = Annotated[bool, Parameter(help="Leave out rows that cannot be used, and list them.")]
 Device = Annotated[Accelerator, Parameter(help="auto takes a CUDA GPU if there is one, and the CPU otherwise.")]
 Budget = Annotated[int, Parameter(help="Residues per pass at most; changes memory, not results.")]
 
+messages = Console(stderr=True, highlight=False)
+results = Console(highlight=False)
 app = App(
     name="esmtune",
     help="Fine-tune ESM-2 on your own measurements, and predict with the result.",
     version=esmtune.__version__,
     help_format="plaintext",
+    console=results,
+    error_console=messages,
+    default_parameter=Parameter(consume_multiple=True, negative=""),
 )
-messages = Console(stderr=True, highlight=False)
-results = Console(highlight=False)
 
 
 def main() -> None:
@@ -59,11 +62,7 @@ def run(arguments: list[str]) -> None:
             raise ValueError(f"there is no configuration file {file}.")
         del arguments[place : place + 2]
         app.config = (cyclopts.config.Toml(file, must_exist=True, use_commands_as_keys=False),)
-    app(
-        arguments,
-        exit_on_error=True,
-        console=messages if "--help" not in arguments and "-h" not in arguments else results,
-    )
+    app(arguments)
 
 
 def _spelled_out(argument: str) -> str:
@@ -77,7 +76,7 @@ def train(
     *,
     out: Annotated[Path | None, Parameter(help="A new folder for the run. [default: runs/NAME OF THE DATA]")] = None,
     overwrite: Overwrite = False,
-    config: Annotated[TrainConfig, Parameter(name="*", negative="")] = TrainConfig(),  # noqa: B008 - frozen
+    config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008 - frozen
 ) -> None:
     """Fine-tune an ESM-2 on a table of labeled sequences, and evaluate it.
 
@@ -139,9 +138,7 @@ def predict(
     overwrite: Overwrite = False,
     sequence: Sequence = None,
     encoder: Encoder = None,
-    verify: Annotated[
-        bool, Parameter(negative="", help="First recompute three outputs saved with the predictor.")
-    ] = False,
+    verify: Annotated[bool, Parameter(help="First recompute three outputs saved with the predictor.")] = False,
     accelerator: Device = "auto",
     tokens_per_batch: Budget = TOKENS_PER_BATCH,
 ) -> None:
@@ -168,9 +165,7 @@ def embed(
     overwrite: Overwrite = False,
     layers: Annotated[
         tuple[int, ...],
-        Parameter(
-            consume_multiple=True, negative="", help="0 is the embeddings, -1 the last layer, after the final norm."
-        ),
+        Parameter(help="0 is the embeddings, -1 the last layer, after the final norm."),
     ] = (-1,),
     pool: Annotated[Pooling, Parameter(help="A vector a sequence (mean, cls), or one a residue.")] = "mean",
     precision: Annotated[Precision, Parameter(help="What the encoder computes in.")] = "float32",
