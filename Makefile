@@ -11,7 +11,7 @@ demo: .venv/esmtune.installed
 	$(BIN)/python examples/disulfide.py demo
 
 test: .venv/dev.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/dev.installed
 	$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """The 33 symbols of ESM-2, in the order its weights were trained with."""
 
 import re
+import string
 
 SYMBOLS = (
     *("<cls>", "<pad>", "<eos>", "<unk>"),
@@ -53,7 +54,7 @@ def clean(sequence: str) -> str:
     Raises:
         ValueError: if nothing is left, or for a letter that stands for no amino acid, with its position.
     """
-    mended = sequence.strip().removesuffix("*").rstrip().upper()
+    mended = sequence.strip().removesuffix("*").rstrip().translate(_UPPER)
     if not mended:
         raise ValueError("the sequence is empty")
     if not RESIDUES.issuperset(mended):
@@ -65,6 +66,8 @@ def clean(sequence: str) -> str:
     return mended
 
 
+# Not str.upper(), for beyond ASCII that makes other letters: of a German sharp s, SS.
+_UPPER = str.maketrans(string.ascii_lowercase, string.ascii_uppercase)
 _HINTS = {
     "*": " (a stop codon inside the sequence)",
     "-": " (a gap of an alignment: remove it)",

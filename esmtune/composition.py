@@ -1,10 +1,10 @@
 """How a predictor is put together: from parts and pretrained weights, or from a saved one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from esmtune.config import DEFAULT_ENCODER, DEFAULT_HEAD, DEFAULT_TUNING, TrainConfig
+from esmtune.config import DEFAULT_ENCODER, DEFAULT_HEAD, DEFAULT_TUNING, Part, TrainConfig
 from esmtune.esm2 import ESM2
 from esmtune.events import Notice, Watcher
 from esmtune.heads import head
@@ -21,20 +21,20 @@ def compose(config: TrainConfig, data: Dataset, watch: Watcher) -> Predictor:
         ValueError: for a part, option, encoder or predictor that cannot be had, or that does not fit the data.
     """
     labels = [r.label for r in data.of("train")]
-    task_spec = task.resolve(config.task or {"name": data.kind})
-    tuning_spec = tuning.resolve(config.tuning or {"name": DEFAULT_TUNING})
+    task_spec = task.resolve(_completed({"name": data.kind}, config.task))
+    tuning_spec = tuning.resolve(_completed({"name": DEFAULT_TUNING}, config.tuning))
     fitted = task[data.kind].fit(labels, **{k: v for k, v in task_spec.items() if k != "name"})
     start = Predictor.load(config.init) if config.init else None
     if start is None:
         encoder, source, moved = find_encoder(config.encoder or DEFAULT_ENCODER)
-        head_spec = config.head or {"name": DEFAULT_HEAD}
+        head_spec = _completed({"name": DEFAULT_HEAD}, config.head)
     else:
         if config.encoder:
             raise ValueError(
                 "init brings its own encoder: leave out encoder, or take encoder=RUN for the encoder alone."
             )
         encoder, source, moved = start.encoder, start.spec.encoder, start.moved
-        head_spec = config.head or start.spec.head
+        head_spec = _completed(start.spec.head, config.head)
         if not starts_head_anew(config):
             fitted = _same_task(fitted, start, config)
     spec = Spec(
@@ -56,6 +56,12 @@ def compose(config: TrainConfig, data: Dataset, watch: Watcher) -> Predictor:
         return _tuned(Predictor(spec, encoder, moved), tuning_spec)
     fresh = Predictor(spec, ESM2(encoder.config), moved)
     return _tuned(_initialized(fresh, start, config, watch), tuning_spec)
+
+
+def _completed(usual: Mapping[str, Any], asked: Part | None) -> Mapping[str, Any]:
+    """What was asked for, over what is usual unless another part was asked for."""
+    asked = asked or {}
+    return {**usual, **asked} if asked.get("name", usual["name"]) == usual["name"] else asked
 
 
 def _tuned(predictor: Predictor, spec: dict[str, Any]) -> Predictor:

@@ -4,6 +4,7 @@ A reader changes nothing in the table: text stays as it was written, so that a p
 put beside it. It knows where each row stands, because a message without a line helps nobody.
 """
 
+import codecs
 import csv
 import gzip
 import hashlib
@@ -12,13 +13,14 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from esmtune.records import Table
+from esmtune.records import BadRowsError, Problem, Table
 from esmtune.registry import Registry
 
 Rows = tuple[pl.DataFrame, Sequence[int], str]  # the table, the place of each row, and what a place is
@@ -61,7 +63,7 @@ def _read_file(path: Path) -> Table:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} cannot be decompressed ({error}). Is the file complete?") from None
-    if not data.strip():
+    if not data.removeprefix(codecs.BOM_UTF8).strip():
         raise ValueError(f"{path} is empty.")
     frame, places, unit = reader[suffix](data, str(path))
     if frame.height == 0:
@@ -71,26 +73,41 @@ def _read_file(path: Path) -> Table:
 
 def _frame_of(data: Any) -> tuple[pl.DataFrame, str]:
     if isinstance(data, pl.DataFrame):
-        return data, "the frame"
+        return _plain(data), "the frame"
     if type(data).__module__.split(".")[0] == "pandas" and hasattr(data, "columns"):
-        columns = {
-            str(name): data[name].astype(object).where(data[name].notna(), None).tolist() for name in data.columns
-        }
-        if len(columns) < len(data.columns):
-            raise ValueError(f"the frame has two columns of one name among {', '.join(map(str, data.columns))}.")
-        return pl.DataFrame(columns, strict=False), "the frame"
+        names = [str(name) for name in data.columns]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the frame has two columns of one name among {', '.join(names)}.")
+        series = (data.iloc[:, place] for place in range(len(names)))
+        values = [s.astype(object).where(s.notna(), None).tolist() for s in series]
+        return _built(dict(zip(names, values, strict=True)), "the frame"), "the frame"
     if isinstance(data, Iterable) and not isinstance(data, bytes | dict):
         rows = list(data)
         if all(isinstance(row, str) for row in rows):
             return pl.DataFrame({"sequence": rows}, schema={"sequence": pl.String}), "the list"
         if all(isinstance(row, tuple | list) and len(row) == 2 for row in rows):
-            return pl.DataFrame(
-                {"sequence": [s for s, _ in rows], "label": [x for _, x in rows]}, strict=False
-            ), "the list"
+            return _built({"sequence": [s for s, _ in rows], "label": [x for _, x in rows]}, "the list"), "the list"
     raise ValueError(
         f"data is a {type(data).__name__}, expected a path, a polars or pandas frame, or a list of sequences or of "
         "(sequence, label) tuples."
     )
+
+
+def _built(data: dict[str, list[Any]] | list[dict[str, Any]], source: str) -> pl.DataFrame:
+    """A frame of columns or of rows, whose values Python knows and polars may not."""
+    try:
+        if isinstance(data, dict):
+            return _plain(pl.DataFrame(data, strict=False))
+        return _plain(pl.from_dicts(data, infer_schema_length=None, strict=False))
+    except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
+        raise ValueError(f"{source}: a column holds values that do not go together ({error}).") from None
+
+
+def _plain(frame: pl.DataFrame) -> pl.DataFrame:
+    """Python objects that polars has no type for, as text, so that every table can be written again."""
+    objects = [name for name, dtype in frame.schema.items() if dtype == pl.Object]
+    texts = [pl.Series(n, [None if x is None else str(x) for x in frame[n].to_list()], pl.String) for n in objects]
+    return frame.with_columns(texts)
 
 
 def _decode(data: bytes, source: str) -> str:
@@ -105,34 +122,52 @@ def _delimited(data: bytes, source: str, delimiter: str) -> Rows:
     # Python's reader, not polars', because it knows the line of each row and sees rows of the wrong width.
     lines = csv.reader(io.StringIO(_decode(data, source), newline=""), delimiter=delimiter, strict=True)
     rows, places = [], []
-    try:
-        header = next(line for line in lines if line)
-        start = lines.line_num + 1
-        for row in lines:
-            if row:
-                rows.append(row)
-                places.append(start)
+    start = 1
+    with _cells_of_any_size(len(data)):
+        try:
+            header = next((line for line in lines if line), [])
             start = lines.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f"{source}, line {lines.line_num}: {error}. Is a quotation mark missing?") from None
+            for row in lines:
+                if row:
+                    rows.append(row)
+                    places.append(start)
+                start = lines.line_num + 1
+        except csv.Error as error:
+            raise ValueError(f"{source}, line {start}: {error}. Is a quotation mark missing?") from None
     _check_header(header, source, delimiter)
-    wide = [(len(row), place) for row, place in zip(rows, places, strict=True) if len(row) != len(header)]
-    if wide:
-        found, place = wide[0]
-        raise ValueError(
-            f"{source}, line {place}: {found} fields, but the header has {len(header)} ({', '.join(header)}). "
-            f"{len(wide):,} of {len(rows):,} rows have another number of fields than the header."
+    wrong = [
+        Problem(
+            f"{source}, line {place}",
+            str(place),
+            f"the number of fields is {len(row)}, but {len(header)} in the header",
         )
+        for row, place in zip(rows, places, strict=True)
+        if len(row) != len(header)
+    ]
+    if wrong:
+        advice = f"The header is {', '.join(header)}. A cell with the separator in it needs quotation marks around it."
+        raise BadRowsError(wrong, advice)
     columns = zip(*rows, strict=True) if rows else [[] for _ in header]
     frame = pl.DataFrame(dict(zip(header, columns, strict=True)), schema=dict.fromkeys(header, pl.String))
     return frame, places, "line"
+
+
+@contextmanager
+def _cells_of_any_size(size: int) -> Iterator[None]:
+    """Let Python's reader take cells beyond its 131,072 characters for a while; its limit belongs to everyone."""
+    limit = csv.field_size_limit()
+    csv.field_size_limit(max(size, limit))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _check_header(header: list[str], source: str, delimiter: str) -> None:
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise ValueError(f"{source}: two columns are called {twice[0]!r}. Columns: {', '.join(header)}.")
-    others = [d for d in ",;\t" if d != delimiter and d in header[0]]
+    others = [d for d in ",;\t" if d != delimiter and d in "".join(header)]
     if len(header) == 1 and others:
         name = {",": "commas", ";": "semicolons", "\t": "tabs"}[others[0]]
         raise ValueError(f"{source}: columns seem to be separated by {name}. Write commas in .csv, tabs in .tsv.")
@@ -155,7 +190,7 @@ def read_parquet(data: bytes, source: str) -> Rows:
     """Apache Parquet."""
     try:
         frame = pl.read_parquet(io.BytesIO(data))
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:  # polars panics over some damage
         raise ValueError(f"{source} cannot be read as Parquet ({str(error).splitlines()[0]}).") from None
     return frame, range(1, frame.height + 1), "row"
 
@@ -177,7 +212,7 @@ def read_json_lines(data: bytes, source: str) -> Rows:
             )
         rows.append(row)
         places.append(place)
-    return pl.from_dicts(rows, infer_schema_length=None, strict=False), places, "line"
+    return _built(rows, source), places, "line"
 
 
 @reader(".fasta", ".fa", ".faa", ".fas")
@@ -185,20 +220,37 @@ def read_fasta(data: bytes, source: str) -> Rows:
     """FASTA; `KEY=value` in a header is a column, as biotrainer and FLIP write `TARGET`, `SET` and `VALIDATION`."""
     import dnaio  # only FASTA needs it
 
-    text = _decode(data, source)
-    places = [place for place, line in enumerate(text.split("\n"), start=1) if line.startswith(">")]
+    lines = [line.strip() for line in re.split("\r\n?|\n", _decode(data, source))]
+    places = [place for place, line in enumerate(lines, start=1) if line.startswith(">")]
+    for place, line in enumerate(lines, start=1):
+        if not line.isascii() and not line.startswith(">"):
+            symbol = next(symbol for symbol in line if not symbol.isascii())
+            raise ValueError(f"{source}, line {place}: {symbol!r} is no amino acid.")
+    # dnaio takes no letters beyond ASCII, which names of organisms have, so it gets no headers.
+    bare = "\n".join(">" if line.startswith(">") else line for line in lines)
     try:
-        with dnaio.open(io.BytesIO(text.encode()), fileformat="fasta") as file:
-            entries = [(entry.name, entry.sequence) for entry in file]
-    except (dnaio.FileFormatError, UnicodeError) as error:
+        with dnaio.open(io.BytesIO(bare.encode()), fileformat="fasta") as file:
+            sequences = [entry.sequence for entry in file]
+    except dnaio.FileFormatError as error:
         raise ValueError(f"{source} cannot be read as FASTA: {error}") from None
-    if len(entries) != len(places):
-        raise ValueError(f"{source} cannot be read as FASTA: {len(places)} headers, but {len(entries)} entries.")
-    rows = []
-    for header, sequence in entries:
-        name, _, rest = header.partition(" ")
-        rows.append({"id": name, "sequence": sequence, **dict(_ATTRIBUTE.findall(rest))})
-    return pl.from_dicts(rows, infer_schema_length=None), places, "line"
+    rows = [
+        _header(lines[place - 1][1:], f"{source}, line {place}") | {"sequence": sequence}
+        for place, sequence in zip(places, sequences, strict=True)
+    ]
+    return _built(rows, source), places, "line"
 
 
-_ATTRIBUTE = re.compile(r"(\w+)=(.*?)(?=\s+\w+=|\s*$)")
+def _header(text: str, where: str) -> dict[str, str]:
+    """A FASTA header as columns: the id, what describes it, and each `KEY=value`."""
+    name, rest = [*text.split(maxsplit=1), "", ""][:2]
+    values = dict(_ATTRIBUTE.findall(rest))
+    taken = values.keys() & {"id", "sequence"}
+    if taken:
+        raise ValueError(
+            f"{where}: the header has a key {min(taken)!r}, but FASTA has its own. Name the key otherwise."
+        )
+    description = _ATTRIBUTE.split(rest, maxsplit=1)[0].strip()
+    return {"id": name, "sequence": "", **({"description": description} if description else {}), **values}
+
+
+_ATTRIBUTE = re.compile(r"(?<!\S)(\w+)=(.*?)(?=\s+\w+=|\s*$)")

@@ -51,7 +51,8 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.where} ({self.id}): {self.reason}"
+        name = "" if self.where.endswith(f" {self.id}") else f" ({self.id})"  # a row without an id goes by its number
+        return f"{self.where}{name}: {self.reason}"
 
 
 class BadRowsError(ValueError):

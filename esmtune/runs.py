@@ -75,7 +75,7 @@ def predictions_of(task: "Task", dataset: Dataset, fitted: "Fitted") -> pl.DataF
 def resolved(config: TrainConfig, curated: Curated, predictor: "Predictor") -> TrainConfig:
     """The configuration with everything that was found out or chosen, so that the run can be repeated."""
     spec, columns = predictor.spec, curated.columns
-    task_options = {"name": predictor.task.name} | {k: v for k, v in (config.task or {}).items() if k != "name"}
+    task_options = {**(config.task or {}), "name": predictor.task.name}
     return replace(
         config,
         target=columns.target,

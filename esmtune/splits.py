@@ -36,4 +36,15 @@ def split_at_random(records: Sequence[Record], *, valid: float, test: float, str
         chosen |= dict.fromkeys(sequences, "train")
         chosen |= dict.fromkeys(held_out[n_test:], "valid")
         chosen |= dict.fromkeys(held_out[:n_test], "test")
+    if stratify:
+        _keep_every_class(records, chosen)
     return [replace(record, split=chosen[record.sequence]) for record in records]
+
+
+def _keep_every_class(records: Sequence[Record], chosen: dict[str, Split]) -> None:
+    """Bring a class back into training whose sequences all went elsewhere, as copies with another label can."""
+    in_training = {r.label for r in records if chosen[r.sequence] == "train"}
+    for record in records:
+        if record.label not in in_training:
+            chosen[record.sequence] = "train"
+            in_training.add(record.label)

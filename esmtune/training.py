@@ -202,7 +202,7 @@ def _fit(fabric: Fabric, *, config: TrainConfig, data: Dataset, predictor: Predi
         fabric.clip_gradients(model, optimizer, max_norm=config.clip, error_if_nonfinite=False)
         optimizer.step()
         optimizer.zero_grad()
-        watch(Progress("training", step, schedule.total, "steps", f"epoch {epoch}"))
+        watch(Progress("training", step, schedule.total, "steps", f"epoch {epoch}{_best_so_far(best, metric)}"))
         if not is_last_of_epoch:
             continue
 
@@ -274,6 +274,11 @@ def _better(entry: dict[str, Any], best: dict[str, Any], metric: str) -> bool:
     new, old = entry["valid"][metric], best["valid"][metric]
     sign = -1 if metric in ("rmse", "mae") else 1
     return new is not None and (old is None or sign * new > sign * old)
+
+
+def _best_so_far(best: dict[str, Any], metric: str) -> str:
+    value = best.get("valid_loss") if metric == "loss" else best.get("valid", {}).get(metric)
+    return "" if value is None else f", best {metric} {value:.3f}"
 
 
 def _mean(fabric: Fabric, part: Total) -> float:

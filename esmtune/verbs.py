@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
-from esmtune.alphabet import clean
 from esmtune.config import TOKENS_PER_BATCH, Accelerator, Pooling, Precision, TrainConfig
 from esmtune.curation import curate_labeled, curate_training
 from esmtune.datasets import find_columns, read_rows
@@ -80,19 +79,13 @@ def train(
 
 
 # Editors and help() show the options by their names.
-train.__signature__ = inspect.signature(
-    train
-).replace(  # pyright: ignore[reportFunctionMemberAccess]
-    parameters=[
-        *list(inspect.signature(train).parameters.values())[:-1],
-        *(
-            inspect.Parameter(
-                f.name, inspect.Parameter.KEYWORD_ONLY, default=getattr(TrainConfig(), f.name), annotation=f.type
-            )
-            for f in fields(TrainConfig)
-        ),
-    ]
-)
+_options = [
+    inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+    for f in fields(TrainConfig)
+]
+_signature = inspect.signature(train)
+_own = [p for p in _signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+train.__signature__ = _signature.replace(parameters=_own + _options)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def configured(options: Mapping[str, Any]) -> TrainConfig:
@@ -104,12 +97,21 @@ def configured(options: Mapping[str, Any]) -> TrainConfig:
     Raises:
         ValueError: for an option that does not exist, naming the nearest.
     """
-    known = [f.name for f in fields(TrainConfig)]
+    known = {f.name: f.type for f in fields(TrainConfig)}
     for name in options:
         if name not in known:
             raise ValueError(f"train has no option {name!r}.{nearest(name, known)} It has: {', '.join(known)}.")
-    parts = {n: {"name": options[n]} for n in ("task", "head", "tuning") if isinstance(options.get(n), str)}
-    return TrainConfig(**{**options, **parts})
+    given = dict(options)
+    for name, value in options.items():
+        if name in ("task", "head", "tuning") and isinstance(value, str):
+            given[name] = {"name": value}
+        elif known[name] is float and isinstance(value, int):
+            given[name] = float(value)
+        elif isinstance(value, list):
+            given[name] = tuple(value)
+        elif isinstance(value, Path):
+            given[name] = str(value)
+    return TrainConfig(**given)
 
 
 def load(path: str | Path, *, encoder: str | None = None, verify: bool = False) -> "Predictor":
@@ -213,26 +215,19 @@ def predict(
     ]
     if clash:
         raise ValueError(f"{table.source} has a column {clash[0]!r} already, which predict would add. Rename it.")
-    sequences: list[str] = []
-    rows: list[int] = []
+    rows = read_rows(table, columns, max_length=predictor.spec.max_length, unique_ids=False)
+    for text in rows.notices:
+        watch(Notice(text))
+    row_of = {table.where(row): row for row in range(table.frame.height)}
     problems: list[str | None] = [None] * table.frame.height
-    cut = 0
-    for row, raw in enumerate(table.frame[columns.sequence].to_list()):
-        try:
-            mended = clean(raw if isinstance(raw, str) else "")
-        except ValueError as error:
-            problems[row] = str(error)
-            continue
-        cut += len(mended) > (predictor.spec.max_length or len(mended))
-        sequences.append(mended[: predictor.spec.max_length])
-        rows.append(row)
-    if cut:
-        watch(Notice(f"Sequences cut to {predictor.spec.max_length:,} residues, as in training: {cut:,}."))
-    outputs = predictor.outputs(sequences, tokens_per_batch=tokens_per_batch, watch=watch)
-    for row, is_finite in zip(rows, outputs.isfinite().all(dim=1).tolist(), strict=True):
-        if not is_finite:
-            problems[row] = "the network gave no finite number"
-    place = {row: number for number, row in enumerate(rows) if problems[row] is None}
+    for problem in rows.problems:
+        problems[row_of[problem.where]] = problem.reason
+    outputs = predictor.outputs([r.sequence for r in rows.records], tokens_per_batch=tokens_per_batch, watch=watch)
+    place = {row_of[record.where]: number for number, record in enumerate(rows.records)}
+    for number, record in enumerate(rows.records):
+        if not outputs[number].isfinite().all():
+            problems[row_of[record.where]] = "the network gave no finite number"
+            del place[row_of[record.where]]
     places = pl.Series([place.get(row) for row in range(table.frame.height)], dtype=pl.Int64)
     spread = readings(predictor.task, outputs).select(pl.all().gather(places))
     frame = table.frame.hstack(spread).with_columns(pl.Series("problem", problems, dtype=pl.String))

@@ -8,9 +8,11 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -53,7 +55,7 @@ def check_out(path: Path, *, overwrite: bool, kind: Literal["table", "embeddings
     """
     if kind != "folder":
         known = {"table": list(table_writer), "embeddings": list(embeddings_writer), "scores": [".json"]}[kind]
-        if path.suffix not in known:
+        if path.suffix.lower() not in known:
             raise ValueError(
                 f"{path}: {path.suffix or 'no suffix'} is no format for {kind}. There are: {', '.join(known)}."
             )
@@ -74,6 +76,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        temporary.chmod(0o666 & ~_umask())  # safetensors writes for its owner alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -87,6 +90,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
+        for file in temporary.iterdir():
+            file.chmod(0o666 & ~_umask())
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
             os.rename(path, old / path.name)
@@ -107,13 +112,13 @@ def _umask() -> int:
 def write_table(frame: pl.DataFrame, path: Path) -> None:
     """Write a table in the format of the suffix."""
     with whole_file(path) as temporary:
-        table_writer[path.suffix](frame, temporary)
+        table_writer[path.suffix.lower()](frame, temporary)
 
 
 def write_embeddings(embeddings: Embeddings, path: Path) -> None:
     """Write embeddings in the format of the suffix."""
     with whole_file(path) as temporary:
-        embeddings_writer[path.suffix](embeddings, temporary)
+        embeddings_writer[path.suffix.lower()](embeddings, temporary)
 
 
 def write_json(value: object, path: Path) -> None:
@@ -125,13 +130,13 @@ def write_json(value: object, path: Path) -> None:
 @table_writer(".csv")
 def write_csv(frame: pl.DataFrame, path: Path) -> None:
     """Comma-separated text with a header."""
-    _flat(frame).write_csv(path)
+    _flat(frame, nested=False).write_csv(path)
 
 
 @table_writer(".tsv")
 def write_tsv(frame: pl.DataFrame, path: Path) -> None:
     """Tab-separated text with a header."""
-    _flat(frame).write_csv(path, separator="\t")
+    _flat(frame, nested=False).write_csv(path, separator="\t")
 
 
 @table_writer(".parquet")
@@ -143,16 +148,23 @@ def write_parquet(frame: pl.DataFrame, path: Path) -> None:
 @table_writer(".jsonl")
 def write_json_lines(frame: pl.DataFrame, path: Path) -> None:
     """One JSON object a line."""
-    frame.write_ndjson(path)
+    _flat(frame, nested=True).write_ndjson(path)
 
 
-def _flat(frame: pl.DataFrame) -> pl.DataFrame:
-    """Lists and structs, which text tables have no room for, as JSON."""
-    nested = [name for name, dtype in frame.schema.items() if dtype.is_nested()]
-    as_json = [
-        pl.Series(n, [None if x is None else json.dumps(x) for x in frame[n].to_list()], pl.String) for n in nested
-    ]
-    return frame.with_columns(as_json)
+def _flat(frame: pl.DataFrame, *, nested: bool) -> pl.DataFrame:
+    """What a format has no room for, as text: bytes, and unless it may be `nested`, lists, structs and durations."""
+    columns = []
+    for name, dtype in frame.schema.items():
+        is_nested, is_foreign = dtype.is_nested(), dtype in (pl.Binary, pl.Duration)
+        if "Binary" in str(dtype) or (not nested and (is_nested or is_foreign)):
+            write = partial(json.dumps, default=_as_text) if is_nested else _as_text
+            texts = [None if x is None else write(x) for x in frame[name].to_list()]
+            columns.append(pl.Series(name, texts, dtype=pl.String))
+    return frame.with_columns(columns)
+
+
+def _as_text(value: object) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 @embeddings_writer(".npz")
@@ -169,9 +181,13 @@ def write_npz(embeddings: Embeddings, path: Path) -> None:
 
 @embeddings_writer(".parquet")
 def write_embeddings_parquet(embeddings: Embeddings, path: Path) -> None:
-    """Columns `id` and `embedding`, the latter a list (of lists) of numbers."""
-    each = pl.Series("embedding", [x.astype(np.float32).tolist() for x in embeddings.each()])
-    pl.DataFrame({"id": embeddings.ids, "embedding": each}).write_parquet(path, metadata=dict(embeddings.about))
+    """Columns `id` and `embedding`, the latter an array of numbers, or per residue a list of arrays."""
+    vectors = pl.Series("embedding", embeddings.vectors)
+    if embeddings.lengths is not None:
+        rows = np.repeat(np.arange(len(embeddings.ids)), embeddings.lengths)
+        residues = pl.DataFrame({"row": rows, "embedding": vectors})
+        vectors = residues.group_by("row", maintain_order=True).agg("embedding")["embedding"]
+    pl.DataFrame({"id": embeddings.ids, "embedding": vectors}).write_parquet(path, metadata=dict(embeddings.about))
 
 
 @embeddings_writer(".h5", ".hdf5")
@@ -183,6 +199,12 @@ def write_h5(embeddings: Embeddings, path: Path) -> None:
         raise ValueError(
             "writing .h5 needs h5py: pip install 'esmtune[h5]', or write .npz, .parquet or .safetensors."
         ) from None
+    twice = [name for name, count in Counter(embeddings.ids).items() if count > 1 or not name]
+    if twice:
+        raise ValueError(
+            f"an .h5 file is keyed by id, but {twice[0]!r} is empty or stands for several sequences. "
+            "Write .npz, .parquet or .safetensors, or give every sequence an id of its own."
+        )
     with h5py.File(path, "w") as file:
         file.attrs.update(embeddings.about)
         for name, vectors in zip(embeddings.ids, embeddings.each(), strict=True):

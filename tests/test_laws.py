@@ -1,4 +1,4 @@
-"""What must hold for every registered part, present and future. A new part is tested before its author writes a test."""
+"""What must hold for every registered part. A new part is tested before its author writes a test."""
 
 import pytest
 import torch
@@ -159,7 +159,7 @@ def test_a_wrong_name_or_option_is_named(registry):
     name = next(iter(registry))
     with pytest.raises(ValueError, match=f"There are: .*{name}"):
         registry.resolve({"name": name + "x"})
-    with pytest.raises(ValueError, match="has no option 'colour'.* It has: "):
+    with pytest.raises(ValueError, match=r"has no option 'colour'.* It has: "):
         registry.resolve({"name": name, "colour": 1})
 
 
@@ -195,6 +195,6 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
     assert per_channel.std().item() == pytest.approx((0.25 * 0.75 / 2000) ** 0.5, rel=0.2)
     assert per_point.std().item() == pytest.approx((0.25 * 0.75 / 500) ** 0.5, rel=0.2)
     u = uniform(torch.arange(1000)[:, None], torch.arange(1000)[None])
-    assert 0 <= u.min()
+    assert u.min() >= 0
     assert u.max() < 1
     assert abs(torch.corrcoef(torch.stack((u[:, :-1].flatten(), u[:, 1:].flatten())))[0, 1].item()) < 0.005

@@ -1,5 +1,6 @@
 """The loop: what moves, what does not, and that no way of cutting the work up changes the numbers."""
 
+import itertools
 import json
 
 import numpy as np
@@ -66,7 +67,9 @@ def test_what_should_move_moves_and_nothing_else_does(tiny, tuning, head):
 
 @pytest.mark.parametrize("tuning", ["frozen", "full"])
 @pytest.mark.parametrize(
-    "cut", [{"micro_batch_size": 1}, {"micro_batch_size": 3}, {"tokens_per_batch": 1}, {"tokens_per_batch": 70}], ids=str
+    "cut",
+    [{"micro_batch_size": 1}, {"micro_batch_size": 3}, {"tokens_per_batch": 1}, {"tokens_per_batch": 70}],
+    ids=str,
 )
 def test_micro_batches_change_nothing(tiny, cut, tuning):
     """The loss is the sum over the global batch divided by its count, dropout is each sequence's own."""
@@ -197,7 +200,7 @@ def test_the_learning_rate_rises_and_falls():
     assert factors[10] == pytest.approx(1.0)
     assert factors[55] == pytest.approx(0.5)  # halfway down the cosine
     assert factors[-1] < 0.001
-    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(factors[10:]))
 
 
 def test_steps_are_counted_through_the_epochs(tiny):
@@ -208,7 +211,9 @@ def test_steps_are_counted_through_the_epochs(tiny):
 
 
 def test_a_diverging_run_stops_with_a_sentence(tiny):
-    with pytest.raises(ValueError, match=r"the loss became (nan|inf) at step \d+ \(ids .*\)\. Lower --encoder-learning"):
+    with pytest.raises(
+        ValueError, match=r"the loss became (nan|inf) at step \d+ \(ids .*\)\. Lower --encoder-learning"
+    ):
         train(tiny, encoder_learning_rate=1e20, head_learning_rate=1e20, clip=1e30, epochs=30)
 
 
