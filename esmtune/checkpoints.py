@@ -5,10 +5,12 @@ have that we leave out. Weights are read from safetensors, or from a pickle with
 `weights_only=True`, which runs no code.
 """
 
+import argparse
 import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,8 +126,9 @@ def load_encoder(name: str | os.PathLike[str]) -> tuple[ESM2, Source]:
     )
 
 
-def save_huggingface(encoder: ESM2, folder: Path, *, license: str | None = None) -> None:
+def save_huggingface(encoder: ESM2, folder: str | os.PathLike[str], *, license: str | None = None) -> None:
     """Write an encoder as transformers' `EsmModel.save_pretrained` does: `config.json` and `model.safetensors`."""
+    folder = Path(folder)
     form = checkpoint_format["huggingface"]()
     weights = {}
     for ours, weight in encoder.state_dict().items():
@@ -150,6 +153,7 @@ def save_huggingface(encoder: ESM2, folder: Path, *, license: str | None = None)
         weights = {name if name.startswith("lm_head.") else f"esm.{name}": weight for name, weight in weights.items()}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors writes for its owner alone
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -198,7 +202,8 @@ def _random(name: str) -> tuple[ESM2, Source]:
     short = name.removeprefix(RANDOM).removeprefix("facebook/")
     if short not in OFFICIAL:
         raise ValueError(
-            f"{name!r}: random weights need the name of an ESM-2.{nearest(short, OFFICIAL)} There are: {', '.join(OFFICIAL)}."
+            f"{name!r}: random weights need the name of an ESM-2.{nearest(short, OFFICIAL)} "
+            f"There are: {', '.join(OFFICIAL)}."
         )
     encoder = ESM2(OFFICIAL[short]).eval()
     for weight in encoder.parameters():
@@ -213,20 +218,20 @@ def _from_folder(folder: Path, name: str) -> tuple[ESM2, Source]:
         raise ValueError(f"{folder} is a predictor of esmtune, not an encoder.")
     if not config_file.is_file():
         raise ValueError(f"{folder} holds no config.json, so it is no Hugging Face folder of an ESM-2.")
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = _read_json(config_file)
     for key, value in _HUGGINGFACE.items():
         if config.get(key) not in (None, value):
             raise ValueError(f"{config_file}: {key} is {config[key]!r}, but an ESM-2 has {value!r}: another model.")
     theirs: dict[str, Tensor] = {}
     for file in _weight_files(folder):
         theirs |= read_safetensors(file)
-    return _assemble(theirs, name, _license_of(name, config), num_heads=config["num_attention_heads"])
+    return _assemble(theirs, name, _license_of(name, config), num_heads=config.get("num_attention_heads"))
 
 
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
         for name in names:
             if name != os.path.basename(name) or not (folder / name).is_file():
                 raise ValueError(f"{index} names {name!r}, which is not in {folder}. The download is incomplete.")
@@ -237,6 +242,16 @@ def _weight_files(folder: Path) -> list[Path]:
         hint = f" To read the pickle, name it itself: --encoder {folder / pickles.split(', ')[0]}." if pickles else ""
         raise ValueError(f"{folder} holds no model.safetensors.{hint}")
     return [single]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}).") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object.")
+    return content
 
 
 def _from_hub(repository: str) -> Path:
@@ -267,7 +282,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # fair-esm's files keep their settings in a Namespace: a bag of values, which runs nothing when it is filled.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch errors of many kinds, and all mean the same to the user
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
@@ -291,7 +308,7 @@ def _assemble(
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     weights = {key: weight.float() for key, weight in weights.items()}
-    encoder = ESM2(_shape_of(weights, num_heads), lm_head="lm_head.bias" in weights)
+    encoder = ESM2(_shape_of(weights, num_heads), lm_head=any(key.startswith("lm_head.") for key in weights))
     weights.setdefault("frequency", encoder.frequency)
     expected = encoder.state_dict()
     for key in expected.keys() | weights.keys():

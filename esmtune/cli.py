@@ -74,7 +74,7 @@ def _spelled_out(argument: str) -> str:
 def train(
     data: str,
     *,
-    out: Annotated[Path | None, Parameter(help="A new folder for the run. [default: runs/NAME OF THE DATA]")] = None,
+    out: Annotated[Path | None, Parameter(help="A new folder for the run. [default: runs/NAME]")] = None,
     overwrite: Overwrite = False,
     config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008 - frozen
 ) -> None:

@@ -79,7 +79,7 @@ def test_micro_batches_change_nothing(tiny, cut, tuning):
 
 
 def agree(history, other_history, weights, other_weights):
-    """Equal to 1e-5, as the loss of float32 sums in another order is, and weights that Adam makes of their gradients."""
+    """Equal to 1e-5: losses are float32 sums in another order, and Adam makes weights of their gradients."""
     assert len(history) == len(other_history)
     for one, other in zip(history, other_history, strict=True):
         assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
