@@ -121,8 +121,8 @@ def evaluate(
     with Bars() as bars:
         result = verbs.evaluate(
             run, data, out=out, overwrite=overwrite, target=target, sequence=sequence, id=id, split=split,
-            subset=subset, skip_bad_rows=skip_bad_rows, encoder=encoder, accelerator=accelerator, tokens_per_batch=tokens_per_batch,
-            watch=bars,
+            subset=subset, skip_bad_rows=skip_bad_rows, encoder=encoder, accelerator=accelerator,
+            tokens_per_batch=tokens_per_batch, watch=bars,
         )  # fmt: skip
     _print_scores(f"{result['records']:,} records", result["scores"], result["baseline"])
 
