@@ -37,6 +37,11 @@ def attend(
     return torch.cat(blocks)
 
 
+def rotary_frequencies(head_dim: int) -> Float[Tensor, "half"]:
+    """How fast each pair of channels turns, in radians per position, unless the weights bring their own."""
+    return 10_000 ** (-torch.arange(0, head_dim, 2) / head_dim)
+
+
 def rotary_angles(
     lengths: tuple[int, ...], frequency: Float[Tensor, "half"], dtype: torch.dtype
 ) -> tuple[Float[Tensor, "tokens 1 half"], Float[Tensor, "tokens 1 half"]]:

@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from esmtune.alphabet import SYMBOLS
+from esmtune.attention import rotary_frequencies
 from esmtune.esm2 import ESM2, OFFICIAL, ESM2Config
 from esmtune.registry import Registry, nearest
 
@@ -50,6 +52,7 @@ class Format:
     frequency: tuple[str, ...]  # where they keep the rotary frequencies
     tied: tuple[str, ...]  # copies of the embedding
     ignored: tuple[str, ...]  # beginnings of names
+    positions: str = ""  # learned positions: official files hold them unused, beside rotary frequencies
     prefixes: tuple[str, ...] = ("",)  # what may stand before every name
     synonyms: Mapping[str, str] = field(default_factory=dict)  # other endings of names, and what they mean
 
@@ -57,22 +60,28 @@ class Format:
         """Rename weights to ours; also return the names that were left out.
 
         Raises:
-            ValueError: for a weight that no rule speaks of, and for copies that disagree.
+            ValueError: for a weight that no rule speaks of or that is there twice, for copies that disagree,
+                and for learned positions without rotary frequencies.
         """
         ours, left_out, copies = {}, [], []
         back = {their_name: our_name for our_name, their_name in self.names.items()}
         for name, weight in theirs.items():
             short = self._canonical(name)
             layers = re.findall(r"\.(\d+)\.", short)
-            pattern = re.sub(r"\.\d+\.", ".{}.", short)
-            if pattern in back:
-                ours[back[pattern].format(*layers)] = weight
+            pattern = self._pattern(name)
+            if pattern in back and "{" not in short:
+                our_name = back[pattern].format(*layers)
+                if our_name in ours:
+                    raise ValueError(f"weight {name!r} is there twice, under two names.")
+                ours[our_name] = weight
             elif pattern in self.frequency:
                 _same(ours.setdefault("frequency", weight), weight, name, "the rotary frequencies of another layer")
             elif pattern in self.tied:
                 copies.append((name, weight))
             elif pattern.startswith(self.ignored):
                 left_out.append(name)
+                if short == self.positions and not any(self._pattern(n) in self.frequency for n in theirs):
+                    raise ValueError(f"weight {name!r} holds learned positions, but an ESM-2 has rotary ones.")
             else:
                 raise ValueError(f"weight {name!r} {tuple(weight.shape)} has no place in ESM-2.")
         for name, weight in copies:
@@ -82,6 +91,9 @@ class Format:
     def fits(self, names: Iterable[str]) -> bool:
         """Whether the names look like this format's."""
         return self.names["embed_tokens.weight"] in {self._canonical(name) for name in names}
+
+    def _pattern(self, name: str) -> str:
+        return re.sub(r"\.\d+\.", ".{}.", self._canonical(name))
 
     def _canonical(self, name: str) -> str:
         prefix = next(p for p in sorted(self.prefixes, key=len, reverse=True) if name.startswith(p))
@@ -140,7 +152,9 @@ def save_huggingface(encoder: ESM2, folder: str | os.PathLike[str], *, license: 
         else:
             weights[form.names[pattern].format(*numbers)] = weight.contiguous()
     folder.mkdir(parents=True, exist_ok=True)
-    config = _HUGGINGFACE | {
+    config: dict[str, Any] = {
+        **_COMPUTES,
+        **_KEPT,
         "hidden_size": encoder.config.embed_dim,
         "num_hidden_layers": encoder.config.num_layers,
         "num_attention_heads": encoder.config.num_heads,
@@ -219,24 +233,31 @@ def _from_folder(folder: Path, name: str) -> tuple[ESM2, Source]:
     if not config_file.is_file():
         raise ValueError(f"{folder} holds no config.json, so it is no Hugging Face folder of an ESM-2.")
     config = _read_json(config_file)
-    for key, value in _HUGGINGFACE.items():
-        if config.get(key) not in (None, value):
-            raise ValueError(f"{config_file}: {key} is {config[key]!r}, but an ESM-2 has {value!r}: another model.")
+    for key, value in _COMPUTES.items():
+        got = config.get(key)
+        got = _ABSENT.get(key, value) if got is None else got
+        if got != value:
+            raise ValueError(f"{config_file}: {key} is {got!r}, but an ESM-2 has {value!r}: another model.")
     theirs: dict[str, Tensor] = {}
     for file in _weight_files(folder):
-        theirs |= read_safetensors(file)
+        part = read_safetensors(file)
+        if theirs.keys() & part.keys():
+            raise ValueError(f"{file} holds {min(theirs.keys() & part.keys())!r}, which another file holds too.")
+        theirs |= part
     return _assemble(theirs, name, _license_of(name, config), num_heads=config.get("num_attention_heads"))
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
-        for name in names:
-            if name != os.path.basename(name) or not (folder / name).is_file():
+    """The whole weights, or the shards of them, in the order in which transformers looks for them."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if not single.is_file() and index.is_file():
+        names = _read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not names:
+            raise ValueError(f"{index} names no files.")
+        for name in names.values():
+            if not isinstance(name, str) or name != os.path.basename(name) or not (folder / name).is_file():
                 raise ValueError(f"{index} names {name!r}, which is not in {folder}. The download is incomplete.")
-        return [folder / name for name in names]
-    single = folder / "model.safetensors"
+        return [folder / name for name in sorted(set(names.values()))]
     if not single.is_file():
         pickles = ", ".join(sorted(p.name for p in folder.glob("*.bin")))
         hint = f" To read the pickle, name it itself: --encoder {folder / pickles.split(', ')[0]}." if pickles else ""
@@ -269,12 +290,13 @@ def _from_hub(repository: str) -> Path:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except Exception as error:  # the hub's errors have no common ancestor but Exception
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        short = repository.removeprefix("facebook/")
+        hint = f" For random weights, write {RANDOM}{short}." if short in OFFICIAL else nearest(short, OFFICIAL)
         raise ValueError(
-            f"the encoder {repository!r} cannot be had. Tried: a file or folder of that name; Hugging Face's cache; "
-            f"downloading it from Hugging Face ({type(error).__name__}: {reason}). To get it offline, run "
+            f"the encoder {repository!r} cannot be had.{hint} Tried: a file or folder of that name; Hugging Face's "
+            f"cache; downloading it from Hugging Face ({type(error).__name__}: {reason}). To get it offline, run "
             f"`hf download {repository} config.json model.safetensors --local-dir FOLDER` where there is a network, "
-            f"copy FOLDER here, and write its path instead of the name. To start from random weights, write "
-            f"{RANDOM}{repository.removeprefix('facebook/')}."
+            "copy FOLDER here, and write its path instead of the name."
         ) from error
 
 
@@ -286,9 +308,11 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch errors of many kinds, and all mean the same to the user
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # torch's own words begin with the advice to read the file unsafely.
+        stranger = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds {stranger[1]}" if stranger else type(error).__name__
         raise ValueError(
-            f"{path} cannot be read as weights ({type(error).__name__}: {reason}). It is read with weights_only=True, "
+            f"{path} cannot be read as weights ({reason}). It is read with weights_only=True, "
             "which takes tensors and runs no code; a damaged file, or one with other things in it, is refused."
         ) from None
     weights = content.get("model", content) if isinstance(content, dict) else None
@@ -305,29 +329,43 @@ def _assemble(
         raise ValueError(f"{name}: no known format of ESM-2 weights; known are {', '.join(checkpoint_format)}.")
     try:
         weights, left_out = form.convert(theirs)
+        encoder = _room_for(weights, num_heads)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    weights = {key: weight.float() for key, weight in weights.items()}
-    encoder = ESM2(_shape_of(weights, num_heads), lm_head=any(key.startswith("lm_head.") for key in weights))
-    weights.setdefault("frequency", encoder.frequency)
-    expected = encoder.state_dict()
-    for key in expected.keys() | weights.keys():
-        if key not in weights or key not in expected or weights[key].shape != expected[key].shape:
-            got = tuple(weights[key].shape) if key in weights else "nothing"
-            wanted = tuple(expected[key].shape) if key in expected else "nothing"
-            raise ValueError(f"{name}: weight {key!r} should be {wanted} for {encoder.config}, got {got}.")
     encoder.load_state_dict(weights)
     return encoder.eval(), Source(
         name=name, sha256=encoder_digest(encoder), license=license, left_out=tuple(sorted(left_out))
     )
 
 
+def _room_for(weights: dict[str, Tensor], num_heads: int | None) -> ESM2:
+    """An encoder that the weights fit, with nothing in it yet: to draw random ones would take longer than to load."""
+    shape = _shape_of(weights, num_heads)
+    with torch.device("meta"):
+        encoder = ESM2(shape, lm_head=any(key.startswith("lm_head.") for key in weights))
+    weights.setdefault("frequency", rotary_frequencies(shape.embed_dim // shape.num_heads))
+    expected = encoder.state_dict()
+    for key in sorted(expected.keys() | weights.keys()):
+        if key not in weights or key not in expected or weights[key].shape != expected[key].shape:
+            got = tuple(weights[key].shape) if key in weights else "nothing"
+            wanted = tuple(expected[key].shape) if key in expected else "nothing"
+            raise ValueError(f"weight {key!r} should be {wanted} for {shape}, got {got}.")
+        if not torch.stack(weights[key].aminmax()).isfinite().all():  # NaN is its own extreme; nothing is copied
+            raise ValueError(f"weight {key!r} holds NaN or infinity: the file is damaged.")
+    return encoder.to_empty(device="cpu")
+
+
 def _shape_of(weights: Mapping[str, Tensor], num_heads: int | None) -> ESM2Config:
     """Read the size of an encoder off its weights."""
-    num_layers = 1 + max((int(n.split(".")[1]) for n in weights if n.startswith("layers.")), default=-1)
-    dim = weights["embed_tokens.weight"].shape[-1]
+    num_layers = len({n.split(".")[1] for n in weights if n.startswith("layers.")})
+    embedding = tuple(weights["embed_tokens.weight"].shape)
+    if len(embedding) != 2 or embedding[0] != len(SYMBOLS):
+        raise ValueError(f"weight 'embed_tokens.weight' should be ({len(SYMBOLS)}, channels), got {embedding}.")
+    dim = embedding[1]
+    if num_heads is not None and not isinstance(num_heads, int):
+        raise ValueError(f"the number of attention heads should be a whole number, got {num_heads!r}.")
     if num_heads is None and "frequency" in weights:
-        num_heads = dim // (2 * len(weights["frequency"]))
+        num_heads = dim // (2 * max(1, weights["frequency"].numel()))
     if num_heads is None:
         same = [c.num_heads for c in OFFICIAL.values() if (c.num_layers, c.embed_dim) == (num_layers, dim)]
         if not same:
@@ -352,7 +390,8 @@ def _same(first: Tensor, second: Tensor, name: str, what: str) -> None:
         raise ValueError(f"weight {name!r} {tuple(second.shape)} differs from {what}: this is no ESM-2.")
 
 
-_HUGGINGFACE: dict[str, Any] = {
+# What in a config.json changes the outputs, what transformers takes for written where it is not, and what is only kept.
+_COMPUTES: dict[str, Any] = {
     "model_type": "esm",
     "vocab_size": 33,
     "pad_token_id": 1,
@@ -362,11 +401,11 @@ _HUGGINGFACE: dict[str, Any] = {
     "emb_layer_norm_before": False,
     "layer_norm_eps": 1e-5,
     "hidden_act": "gelu",
-    "max_position_embeddings": 1026,
     "rope_theta": 10000.0,
-    "attention_probs_dropout_prob": 0.0,
-    "hidden_dropout_prob": 0.0,
+    "is_decoder": False,
 }
+_ABSENT = {"position_embedding_type": "absolute", "token_dropout": False, "layer_norm_eps": 1e-12}
+_KEPT = {"max_position_embeddings": 1026, "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
 
 
 def _weights_and_biases(prefix: str, names: Mapping[str, str]) -> dict[str, str]:
@@ -443,6 +482,7 @@ def huggingface() -> Format:
         ),
         tied=("lm_head.decoder.weight",),
         ignored=("contact_head.", "pooler.", "classifier.", "embeddings.position_"),
+        positions="embeddings.position_embeddings.weight",
         prefixes=("", "esm."),
         synonyms={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
     )

@@ -28,7 +28,7 @@ def embed_sequences(
 
     Returns [sequences, dim], or with pool "residue" [residues, dim], the residues of all sequences
     end to end; several layers make one axis more, before dim. `precision` is what the encoder
-    computes in, `dtype` what the numbers are kept in; pooling is done in float32.
+    computes in, and is converted to; `dtype` what the numbers are kept in; pooling is done in float32.
 
     Raises:
         ValueError: for a layer that the encoder does not have.

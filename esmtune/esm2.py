@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from esmtune.alphabet import MASK, PAD, SYMBOLS, encode
-from esmtune.attention import attend, rotary_angles, rotate
+from esmtune.attention import attend, rotary_angles, rotary_frequencies, rotate
 
 UNMASKED_IN_TRAINING = 1 - 0.15 * 0.8  # 15 % selected, 80 % of those replaced by <mask>
 
@@ -108,13 +108,12 @@ class ESM2(nn.Module):
     def __init__(self, config: ESM2Config, *, lm_head: bool = False):
         super().__init__()
         self.config = config
-        head_dim = config.embed_dim // config.num_heads
         self.embed_tokens = nn.Embedding(len(SYMBOLS), config.embed_dim)
         self.layers = nn.ModuleList(Layer(config.embed_dim, config.num_heads) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.embed_dim)
         self.lm_head = LMHead(config.embed_dim) if lm_head else None
         # Part of the weights: the official ones hold it rounded to float16, and were trained with that.
-        self.register_buffer("frequency", 10_000 ** (-torch.arange(0, head_dim, 2) / head_dim))
+        self.register_buffer("frequency", rotary_frequencies(config.embed_dim // config.num_heads))
 
     def forward(self, tokens: Tokens) -> Representation:
         """The last layer's output, after the final norm."""
@@ -128,9 +127,11 @@ class ESM2(nn.Module):
         3
 
         Raises:
-            ValueError: for a layer that the encoder does not have.
+            ValueError: for a layer that the encoder does not have, and for none at all.
         """
         wanted = [self.layer_index(layer) for layer in layers]
+        if not wanted:
+            raise ValueError("no layer is asked for: layers counts from 0, the embeddings, and -1 is the last.")
         visible = (tokens.ids != PAD) if tokens.has_pad else None
         x = drop_masked(self.embed_tokens(tokens.ids), tokens)
         cos, sin = rotary_angles(tokens.lengths, self.frequency, x.dtype)
