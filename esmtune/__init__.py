@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from esmtune.checkpoints import load_encoder, save_huggingface
+    from esmtune.encoders import load_encoder, save_huggingface
     from esmtune.predictor import Predictor
     from esmtune.runs import Run
     from esmtune.verbs import embed, evaluate, load, predict, train
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 __all__ = ["Predictor", "Run", "embed", "evaluate", "load", "load_encoder", "predict", "save_huggingface", "train"]
 
 # Imported on first use: importing esmtune itself costs nothing.
-_ROOMS = {"load_encoder": "checkpoints", "save_huggingface": "checkpoints", "Predictor": "predictor", "Run": "runs"}
+_ROOMS = {"load_encoder": "encoders", "save_huggingface": "encoders", "Predictor": "predictor", "Run": "runs"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,47 +1,21 @@
-"""Pretrained ESM-2 weights from anywhere. A format is a table from our names to theirs, total or refused.
+"""Weights as files hold them: a format is a table from our names to theirs, total or refused.
 
 Add a format at the end, decorated with its name: how others name what we have, and what they
-have that we leave out. Weights are read from safetensors, or from a pickle with
-`weights_only=True`, which runs no code.
+have that we leave out.
 """
 
-import argparse
 import hashlib
-import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from esmtune.alphabet import SYMBOLS
-from esmtune.attention import rotary_frequencies
-from esmtune.esm2 import ESM2, OFFICIAL, ESM2Config
-from esmtune.registry import Registry, nearest
-
-RANDOM = "random:"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where an encoder's weights came from, what they are, and what was left out of them."""
-
-    name: str
-    sha256: str  # of the encoder's tensors, whatever file they came in; the LM head is not counted
-    license: str | None
-    left_out: tuple[str, ...] = ()
-
-    @property
-    def is_random(self) -> bool:
-        """Whether the weights were never trained."""
-        return self.name.startswith(RANDOM)
+from esmtune.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,69 +81,6 @@ class Format:
 checkpoint_format: Registry[Callable[[], Format]] = Registry("checkpoint format")
 
 
-def load_encoder(name: str | os.PathLike[str]) -> tuple[ESM2, Source]:
-    """Load an encoder by a Hugging Face name, a folder, a `.pt` file, or make a random one by `random:NAME`.
-
-    Returns the encoder, in float32 and evaluation mode, and where it came from.
-
-    >>> encoder, source = load_encoder("random:esm2_t6_8M_UR50D")
-    >>> encoder.config.num_layers, source.is_random
-    (6, True)
-
-    Raises:
-        ValueError: if the name or the weights cannot be had or understood, with what to do.
-    """
-    name = os.fspath(name)
-    if name.startswith(RANDOM):
-        return _random(name)
-    path = Path(name)
-    if path.is_file():
-        return _assemble(_read_pickle(path), str(path.resolve()), _license_of(name, {}))
-    if path.is_dir():
-        return _from_folder(path, str(path.resolve()))
-    short = name.removeprefix("facebook/")
-    if short in OFFICIAL:
-        return _from_folder(_from_hub(f"facebook/{short}"), short)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _from_folder(_from_hub(name), name)
-    raise ValueError(
-        f"there is no encoder {name!r}: it is no file, no folder and no name of an ESM-2.{nearest(short, OFFICIAL)} "
-        f"The official ones are {', '.join(OFFICIAL)}; write {RANDOM}NAME for random weights."
-    )
-
-
-def save_huggingface(encoder: ESM2, folder: str | os.PathLike[str], *, license: str | None = None) -> None:
-    """Write an encoder as transformers' `EsmModel.save_pretrained` does: `config.json` and `model.safetensors`."""
-    folder = Path(folder)
-    form = checkpoint_format["huggingface"]()
-    weights = {}
-    for ours, weight in encoder.state_dict().items():
-        numbers = re.findall(r"\.(\d+)\.", ours)
-        pattern = re.sub(r"\.\d+\.", ".{}.", ours)
-        if pattern == "frequency":
-            for number in range(encoder.config.num_layers):
-                weights[form.frequency[0].format(number)] = weight.clone()
-        else:
-            weights[form.names[pattern].format(*numbers)] = weight.contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = {
-        **_COMPUTES,
-        **_KEPT,
-        "hidden_size": encoder.config.embed_dim,
-        "num_hidden_layers": encoder.config.num_layers,
-        "num_attention_heads": encoder.config.num_heads,
-        "intermediate_size": 4 * encoder.config.embed_dim,
-        "architectures": ["EsmModel" if encoder.lm_head is None else "EsmForMaskedLM"],
-    }
-    if license:
-        config["license"] = license
-    if encoder.lm_head is not None:  # EsmForMaskedLM keeps the encoder under `esm.`
-        weights = {name if name.startswith("lm_head.") else f"esm.{name}": weight for name, weight in weights.items()}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors writes for its owner alone
-
-
 def digest(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes, types and bytes of tensors, in the order of their names."""
     total = hashlib.sha256()
@@ -193,11 +104,6 @@ def file_digest(path: Path) -> str:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def encoder_digest(encoder: ESM2) -> str:
-    """The digest of an encoder without its LM head."""
-    return digest({name: w for name, w in encoder.state_dict().items() if not name.startswith("lm_head.")})
-
-
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
@@ -212,200 +118,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _random(name: str) -> tuple[ESM2, Source]:
-    short = name.removeprefix(RANDOM).removeprefix("facebook/")
-    if short not in OFFICIAL:
-        raise ValueError(
-            f"{name!r}: random weights need the name of an ESM-2.{nearest(short, OFFICIAL)} "
-            f"There are: {', '.join(OFFICIAL)}."
-        )
-    encoder = ESM2(OFFICIAL[short]).eval()
-    for weight in encoder.parameters():
-        if weight.ndim == 2:
-            torch.nn.init.normal_(weight, std=0.02)
-    return encoder, Source(name=f"{RANDOM}{short}", sha256=encoder_digest(encoder), license=None)
-
-
-def _from_folder(folder: Path, name: str) -> tuple[ESM2, Source]:
-    config_file = folder / "config.json"
-    if (folder / "predictor.json").is_file() or (folder / "predictor" / "predictor.json").is_file():
-        raise ValueError(f"{folder} is a predictor of esmtune, not an encoder.")
-    if not config_file.is_file():
-        raise ValueError(f"{folder} holds no config.json, so it is no Hugging Face folder of an ESM-2.")
-    config = _read_json(config_file)
-    for key, value in _COMPUTES.items():
-        got = config.get(key)
-        got = _ABSENT.get(key, value) if got is None else got
-        if got != value:
-            raise ValueError(f"{config_file}: {key} is {got!r}, but an ESM-2 has {value!r}: another model.")
-    theirs: dict[str, Tensor] = {}
-    for file in _weight_files(folder):
-        part = read_safetensors(file)
-        if theirs.keys() & part.keys():
-            raise ValueError(f"{file} holds {min(theirs.keys() & part.keys())!r}, which another file holds too.")
-        theirs |= part
-    return _assemble(theirs, name, _license_of(name, config), num_heads=config.get("num_attention_heads"))
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The whole weights, or the shards of them, in the order in which transformers looks for them."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if not single.is_file() and index.is_file():
-        names = _read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not names:
-            raise ValueError(f"{index} names no files.")
-        for name in names.values():
-            if not isinstance(name, str) or name != os.path.basename(name) or not (folder / name).is_file():
-                raise ValueError(f"{index} names {name!r}, which is not in {folder}. The download is incomplete.")
-        return [folder / name for name in sorted(set(names.values()))]
-    if not single.is_file():
-        pickles = ", ".join(sorted(p.name for p in folder.glob("*.bin")))
-        hint = f" To read the pickle, name it itself: --encoder {folder / pickles.split(', ')[0]}." if pickles else ""
-        raise ValueError(f"{folder} holds no model.safetensors.{hint}")
-    return [single]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}).") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object.")
-    return content
-
-
-def _from_hub(repository: str) -> Path:
-    """The folder of a model in Hugging Face's cache, downloaded if it is not there yet."""
-    from huggingface_hub import snapshot_download  # a quarter of a second that only this needs
-
-    patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
-    try:
-        folder = Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
-        _weight_files(folder)
-        return folder
-    except (OSError, ValueError):  # not in the cache, or not whole
-        pass
-    try:
-        return Path(snapshot_download(repository, allow_patterns=patterns))
-    except Exception as error:  # the hub's errors have no common ancestor but Exception
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        short = repository.removeprefix("facebook/")
-        hint = f" For random weights, write {RANDOM}{short}." if short in OFFICIAL else nearest(short, OFFICIAL)
-        raise ValueError(
-            f"the encoder {repository!r} cannot be had.{hint} Tried: a file or folder of that name; Hugging Face's "
-            f"cache; downloading it from Hugging Face ({type(error).__name__}: {reason}). To get it offline, run "
-            f"`hf download {repository} config.json model.safetensors --local-dir FOLDER` where there is a network, "
-            "copy FOLDER here, and write its path instead of the name."
-        ) from error
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    try:
-        # fair-esm's files keep their settings in a Namespace: a bag of values, which runs nothing when it is filled.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch errors of many kinds, and all mean the same to the user
-        # torch's own words begin with the advice to read the file unsafely.
-        stranger = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds {stranger[1]}" if stranger else type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as weights ({reason}). It is read with weights_only=True, "
-            "which takes tensors and runs no code; a damaged file, or one with other things in it, is refused."
-        ) from None
-    weights = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise ValueError(f"{path} holds no table of weights.")
-    return weights
-
-
-def _assemble(
-    theirs: dict[str, Tensor], name: str, license: str | None, num_heads: int | None = None
-) -> tuple[ESM2, Source]:
-    form = next((f for f in (checkpoint_format[n]() for n in checkpoint_format) if f.fits(theirs)), None)
-    if form is None:
-        raise ValueError(f"{name}: no known format of ESM-2 weights; known are {', '.join(checkpoint_format)}.")
-    try:
-        weights, left_out = form.convert(theirs)
-        encoder = _room_for(weights, num_heads)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    encoder.load_state_dict(weights)
-    return encoder.eval(), Source(
-        name=name, sha256=encoder_digest(encoder), license=license, left_out=tuple(sorted(left_out))
-    )
-
-
-def _room_for(weights: dict[str, Tensor], num_heads: int | None) -> ESM2:
-    """An encoder that the weights fit, with nothing in it yet: to draw random ones would take longer than to load."""
-    shape = _shape_of(weights, num_heads)
-    with torch.device("meta"):
-        encoder = ESM2(shape, lm_head=any(key.startswith("lm_head.") for key in weights))
-    weights.setdefault("frequency", rotary_frequencies(shape.embed_dim // shape.num_heads))
-    expected = encoder.state_dict()
-    for key in sorted(expected.keys() | weights.keys()):
-        if key not in weights or key not in expected or weights[key].shape != expected[key].shape:
-            got = tuple(weights[key].shape) if key in weights else "nothing"
-            wanted = tuple(expected[key].shape) if key in expected else "nothing"
-            raise ValueError(f"weight {key!r} should be {wanted} for {shape}, got {got}.")
-        if not torch.stack(weights[key].aminmax()).isfinite().all():  # NaN is its own extreme; nothing is copied
-            raise ValueError(f"weight {key!r} holds NaN or infinity: the file is damaged.")
-    return encoder.to_empty(device="cpu")
-
-
-def _shape_of(weights: Mapping[str, Tensor], num_heads: int | None) -> ESM2Config:
-    """Read the size of an encoder off its weights."""
-    num_layers = len({n.split(".")[1] for n in weights if n.startswith("layers.")})
-    embedding = tuple(weights["embed_tokens.weight"].shape)
-    if len(embedding) != 2 or embedding[0] != len(SYMBOLS):
-        raise ValueError(f"weight 'embed_tokens.weight' should be ({len(SYMBOLS)}, channels), got {embedding}.")
-    dim = embedding[1]
-    if num_heads is not None and not isinstance(num_heads, int):
-        raise ValueError(f"the number of attention heads should be a whole number, got {num_heads!r}.")
-    if num_heads is None and "frequency" in weights:
-        num_heads = dim // (2 * max(1, weights["frequency"].numel()))
-    if num_heads is None:
-        same = [c.num_heads for c in OFFICIAL.values() if (c.num_layers, c.embed_dim) == (num_layers, dim)]
-        if not same:
-            raise ValueError(
-                f"{num_layers} layers of {dim} channels are none of the official sizes, and without rotary frequencies "
-                "the number of heads cannot be told. Write the weights as a Hugging Face folder with a config.json."
-            )
-        num_heads = same[0]
-    return ESM2Config(num_layers=num_layers, embed_dim=dim, num_heads=num_heads)
-
-
-def _license_of(name: str, config: Mapping[str, Any]) -> str | None:
-    """MIT for Meta's own weights; what the folder's configuration says for others; unknown otherwise."""
-    if name in OFFICIAL:
-        return "MIT"
-    license = config.get("license")
-    return license if isinstance(license, str) else None
-
-
 def _same(first: Tensor, second: Tensor, name: str, what: str) -> None:
     if first.shape != second.shape or not torch.equal(first, second):
         raise ValueError(f"weight {name!r} {tuple(second.shape)} differs from {what}: this is no ESM-2.")
-
-
-# What in a config.json changes the outputs, what transformers takes for written where it is not, and what is only kept.
-_COMPUTES: dict[str, Any] = {
-    "model_type": "esm",
-    "vocab_size": 33,
-    "pad_token_id": 1,
-    "mask_token_id": 32,
-    "position_embedding_type": "rotary",
-    "token_dropout": True,
-    "emb_layer_norm_before": False,
-    "layer_norm_eps": 1e-5,
-    "hidden_act": "gelu",
-    "rope_theta": 10000.0,
-    "is_decoder": False,
-}
-_ABSENT = {"position_embedding_type": "absolute", "token_dropout": False, "layer_norm_eps": 1e-12}
-_KEPT = {"max_position_embeddings": 1026, "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
 
 
 def _weights_and_biases(prefix: str, names: Mapping[str, str]) -> dict[str, str]:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from esmtune.alphabet import clean
 from esmtune.batching import Budget, by_length
-from esmtune.checkpoints import Source, encoder_digest, file_digest, load_encoder, read_safetensors
+from esmtune.checkpoints import file_digest, read_safetensors
 from esmtune.config import TOKENS_PER_BATCH, Accelerator
+from esmtune.encoders import Source, encoder_digest, load_encoder
 from esmtune.esm2 import ESM2, ESM2Config, Tokens
 from esmtune.events import Progress, Watcher, silent
 from esmtune.heads import Head, Pooled, head

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from esmtune.checkpoints import save_huggingface
+from esmtune.encoders import save_huggingface
 from esmtune.esm2 import ESM2, ESM2Config
 
 TEN = (

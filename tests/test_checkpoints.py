@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import esmtune
-from esmtune.checkpoints import encoder_digest
+from esmtune.encoders import encoder_digest
 from esmtune.esm2 import Tokens
 from tests.conftest import TEN, in_new_process, tiny_encoder
 
