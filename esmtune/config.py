@@ -102,6 +102,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise ValueError(f"{name} is {value}, expected {least} or more.")
+        if self.seed >= 1 << 32:
+            raise ValueError(f"seed is {self.seed}, expected less than 2 to the 32nd, {1 << 32}.")
         for name in ("valid_fraction", "test_fraction", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a share from 0 to below 1.")

@@ -37,6 +37,11 @@ class Schedule:
         return 0.5 * (1 + math.cos(math.pi * (step - rise - 1) / max(1, self.total - rise)))
 
 
+def dropout_seed(seed: int, epoch: int) -> int:
+    """Where the seeds of an epoch's records begin, far from those of other epochs and runs; fits 63 bits."""
+    return ((seed << 20) + epoch) * 0x9E3779B97F4A7C15 % (1 << 62)
+
+
 def parameter_groups(predictor: Predictor, config: TrainConfig) -> list[dict[str, Any]]:
     """Encoder and head at their own rates; weight decay on matrices, not on norms and biases."""
     groups = []

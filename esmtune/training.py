@@ -26,7 +26,7 @@ from esmtune.config import TrainConfig
 from esmtune.events import Notice, Progress, Watcher
 from esmtune.inputs import Inputs, sum_over_processes
 from esmtune.metrics import Scores
-from esmtune.optimization import Schedule, parameter_groups
+from esmtune.optimization import Schedule, dropout_seed, parameter_groups
 from esmtune.predictor import Predictor, choose_device
 from esmtune.records import Dataset
 from esmtune.tasks import Task, Total
@@ -68,9 +68,15 @@ def _fit_in_processes(
     """Train in processes of this machine: what they say comes back through a queue, what they made as a file."""
     queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
 
+    raised: list[BaseException] = []
+
     def listen() -> None:
         while (event := queue.get()) is not None:
-            watch(event)
+            try:
+                if not raised:  # after that, hear on but pass nothing on: a full queue would stop the processes
+                    watch(event)
+            except BaseException as error:
+                raised.append(error)
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "fitted.pt"
@@ -88,6 +94,8 @@ def _fit_in_processes(
         finally:
             queue.put(None)
             listener.join()
+        if raised:
+            raise raised[0]
         return Fitted(**torch.load(file, weights_only=True))
 
 
@@ -188,7 +196,7 @@ def _fit(fabric: Fabric, *, config: TrainConfig, data: Dataset, predictor: Predi
         count = int(predictor.task.known(targets[batch]).sum())
         micro_batches = inputs.mine(batch)
         for number, micro in enumerate(micro_batches, start=1):
-            seeds = torch.tensor(micro, dtype=torch.long) + (epoch << 32) + (config.seed << 48)
+            seeds = torch.tensor(micro, dtype=torch.long) + dropout_seed(config.seed, epoch)
             with fabric.no_backward_sync(model, enabled=number < len(micro_batches)):
                 part = predictor.task.loss(model(SimpleNamespace(batch=inputs(micro, seeds))), targets[micro])
                 fabric.backward(part.sum / count * fabric.world_size)  # DDP takes the mean over processes

@@ -173,6 +173,13 @@ def test_a_run_repeats_from_its_seed(tiny):
     assert [e["train_loss"] for e in one.history] != [e["train_loss"] for e in other.history]
 
 
+@pytest.mark.parametrize("seed", [0, 1 << 15, (1 << 32) - 1])
+def test_any_seed_will_do(tiny, seed):
+    assert train(tiny, max_steps=1, seed=seed).config.seed == seed
+    with pytest.raises(ValueError, match="seed is 4294967296, expected less than"):
+        train(tiny, seed=1 << 32)
+
+
 def test_training_leaves_the_global_random_state_alone(tiny):
     torch.manual_seed(3)
     expected = torch.rand(1)
