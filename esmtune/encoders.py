@@ -141,7 +141,10 @@ def _from_folder(folder: Path, name: str) -> tuple[ESM2, Source]:
         if theirs.keys() & part.keys():
             raise ValueError(f"{file} holds {min(theirs.keys() & part.keys())!r}, which another file holds too.")
         theirs |= part
-    return _assemble(theirs, name, _license_of(name, config), num_heads=config.get("num_attention_heads"))
+    num_heads = config.get("num_attention_heads")
+    if num_heads is not None and not isinstance(num_heads, int):
+        raise ValueError(f"{config_file}: num_attention_heads should be a whole number, got {num_heads!r}.")
+    return _assemble(theirs, name, _license_of(name, config), num_heads=num_heads)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -184,7 +187,9 @@ def _from_hub(repository: str) -> Path:
     except (OSError, ValueError):  # not in the cache, or not whole
         pass
     try:
-        return Path(snapshot_download(repository, allow_patterns=patterns))
+        folder = Path(snapshot_download(repository, allow_patterns=patterns))
+        _weight_files(folder)  # without a network, the hub hands out what is in the cache, whole or not
+        return folder
     except Exception as error:  # the hub's errors have no common ancestor but Exception
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         short = repository.removeprefix("facebook/")
@@ -192,8 +197,8 @@ def _from_hub(repository: str) -> Path:
         raise ValueError(
             f"the encoder {repository!r} cannot be had.{hint} Tried: a file or folder of that name; Hugging Face's "
             f"cache; downloading it from Hugging Face ({type(error).__name__}: {reason}). To get it offline, run "
-            f"`hf download {repository} config.json model.safetensors --local-dir FOLDER` where there is a network, "
-            "copy FOLDER here, and write its path instead of the name."
+            f"`hf download {repository} --include config.json --include 'model*.safetensors*' --local-dir FOLDER` "
+            "where there is a network, copy FOLDER here, and write its path instead of the name."
         ) from error
 
 
@@ -259,8 +264,6 @@ def _shape_of(weights: Mapping[str, Tensor], num_heads: int | None) -> ESM2Confi
     if len(embedding) != 2 or embedding[0] != len(SYMBOLS):
         raise ValueError(f"weight 'embed_tokens.weight' should be ({len(SYMBOLS)}, channels), got {embedding}.")
     dim = embedding[1]
-    if num_heads is not None and not isinstance(num_heads, int):
-        raise ValueError(f"the number of attention heads should be a whole number, got {num_heads!r}.")
     if num_heads is None and "frequency" in weights:
         num_heads = dim // (2 * max(1, weights["frequency"].numel()))
     if num_heads is None:

@@ -243,9 +243,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _encoder_for(spec: Spec, moved: frozenset[str], asked: str | None, folder: Path) -> ESM2:
-    encoder = ESM2(spec.shape)
-    if moved >= frozenset(encoder.state_dict()):
-        return encoder
+    with torch.device("meta"):  # only the names are wanted: drawing weights to throw away takes longer than loading
+        empty = ESM2(spec.shape)
+    if moved >= frozenset(empty.state_dict()):
+        return empty.to_empty(device="cpu")
     name = asked or spec.encoder.name
     try:
         encoder, _, _ = find_encoder(name)

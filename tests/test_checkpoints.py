@@ -83,14 +83,18 @@ def test_what_transformers_saved_before(tiny, tmp_path):
 def test_what_we_write_transformers_reads(tmp_path, lm_head):
     transformers = pytest.importorskip("transformers")
     ours = tiny_encoder(lm_head=lm_head)
+    ours.frequency.mul_(1.01)  # stored, so neither side may compute its own
     esmtune.save_huggingface(ours, str(tmp_path / "f"), license="MIT")
     kind = transformers.EsmForMaskedLM if lm_head else transformers.EsmModel
     theirs = kind.from_pretrained(tmp_path / "f", **({} if lm_head else {"add_pooling_layer": False})).eval()
     same_outputs(ours, theirs.esm if lm_head else theirs)
     again, source = esmtune.load_encoder(tmp_path / "f")
     assert source.license == "MIT"
+    assert source.sha256 == encoder_digest(ours)
     for name, weight in ours.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name])
+    theirs.save_pretrained(tmp_path / "g")
+    assert esmtune.load_encoder(tmp_path / "g")[1].sha256 == source.sha256
     assert (tmp_path / "f" / "model.safetensors").stat().st_mode == (tmp_path / "f" / "config.json").stat().st_mode
 
 
@@ -128,16 +132,32 @@ def test_absent_frequencies_are_computed(tiny, tmp_path):
     torch.testing.assert_close(encoder.frequency, 10_000 ** (-torch.arange(0, 8, 2) / 8))
 
 
-def test_half_precision_is_read_as_float32(tiny, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_other_precisions_are_read_as_float32(tiny, tmp_path, dtype):
     def edit(weights):
-        weights.update({name: weight.half() for name, weight in weights.items()})
+        weights.update({name: weight.to(dtype) for name, weight in weights.items()})
 
     encoder, _ = esmtune.load_encoder(change(tiny, tmp_path, edit))
-    assert {weight.dtype for weight in encoder.state_dict().values()} == {torch.float32}
+    for name, weight in esmtune.load_encoder(tiny)[0].state_dict().items():
+        assert encoder.state_dict()[name].dtype == torch.float32
+        assert torch.equal(encoder.state_dict()[name], weight.to(dtype).float())
 
 
 def put(name, *shape):
     return lambda weights: weights.update({name: torch.zeros(*shape)})
+
+
+def put_all(name, value):
+    """Fill whatever ends in a name."""
+    return lambda weights: weights.update(
+        {n: torch.full_like(w, value) for n, w in weights.items() if n.endswith(name)}
+    )
+
+
+def learn_positions(weights):
+    for name in [name for name in weights if name.endswith("inv_freq")]:
+        del weights[name]
+    weights["embeddings.position_embeddings.weight"] = torch.zeros(1026, 32)
 
 
 def one_frequency_differs(weights):
@@ -162,11 +182,110 @@ def one_frequency_differs(weights):
         (None, {"model_type": "bert"}, "model_type is 'bert'"),
         (None, {"num_attention_heads": 5}, "an even number of channels for each head"),
         (None, {"num_attention_heads": 8}, "'frequency' should be"),
+        (None, {"num_attention_heads": 0}, "an even number of channels for each head"),
+        (None, {"num_attention_heads": "4"}, "num_attention_heads should be a whole number, got '4'"),
+        (None, {"is_decoder": True}, "is_decoder is True"),
+        # What transformers takes for written where it is not, as in a file that somebody wrote by hand.
+        (None, {"position_embedding_type": None}, "position_embedding_type is 'absolute'"),
+        (None, {"token_dropout": None}, "token_dropout is False"),
+        (None, {"layer_norm_eps": None}, "layer_norm_eps is 1e-12"),
+        (learn_positions, {}, "position_embeddings.weight' holds learned positions, but an ESM-2 has rotary"),
+        (put_all("0.output.dense.weight", float("nan")), {}, "'layers.0.contract.weight' holds NaN or infinity"),
+        (put_all("inv_freq", float("inf")), {}, "'frequency' holds NaN or infinity"),
+        (put("esm.embeddings.word_embeddings.weight", 33, 32), {}, "there twice, under two names"),
+        (put("encoder.layer.0.LayerNorm.gamma", 32), {}, "there twice, under two names"),
+        (put("encoder.layer.{}.attention.self.query.weight", 2), {}, r"layer\.{}\..* has no place in ESM-2"),
+        (put("encoder.layer.3000000.output.dense.bias", 32), {}, "'layers.2.*got nothing"),
+        (put("embeddings.word_embeddings.weight", ()), {}, r"should be \(33, channels\), got \(\)"),
+        (put("embeddings.word_embeddings.weight", 64, 32), {}, r"got \(64, 32\)"),
     ],
 )
 def test_what_is_no_esm2_is_refused(tiny, tmp_path, edit, config, sentence):
     with pytest.raises(ValueError, match=sentence):
         esmtune.load_encoder(change(tiny, tmp_path, edit, **config))
+
+
+@pytest.mark.parametrize(
+    "config", [{"hidden_dropout_prob": 0.1}, {"max_position_embeddings": 4098}, {"torch_dtype": "f"}]
+)
+def test_what_changes_no_output_is_accepted(tiny, tmp_path, config):
+    assert esmtune.load_encoder(change(tiny, tmp_path, **config))[1].sha256 == esmtune.load_encoder(tiny)[1].sha256
+
+
+def test_an_older_esm_in_a_file_of_its_own_is_refused(tiny, tmp_path):
+    """ESM-1v and ESM-2 differ by their positions alone, and a bare file has no config.json that says so."""
+    weights = load_file(tiny / "model.safetensors")
+    learn_positions(weights)
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="learned positions"):
+        esmtune.load_encoder(tmp_path / "pytorch_model.bin")
+    fairseq = {"encoder.sentence_encoder.embed_tokens.weight": torch.zeros(33, 32)}
+    fairseq["encoder.sentence_encoder.embed_positions.weight"] = torch.zeros(1026, 32)
+    torch.save({"args": argparse.Namespace(arch="roberta_large"), "model": fairseq}, tmp_path / "esm1b.pt")
+    with pytest.raises(ValueError, match=r"embed_positions.weight' \(1026, 32\) has no place in ESM-2"):
+        esmtune.load_encoder(tmp_path / "esm1b.pt")
+
+
+def test_loading_leaves_no_trace(tiny, tmp_path):
+    """No random number is drawn, and what is loaded stays when its file is written over."""
+    folder = change(tiny, tmp_path)
+    before = torch.get_rng_state()
+    encoder, source = esmtune.load_encoder(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+    with (folder / "model.safetensors").open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        file.write(bytes(size))
+    assert encoder_digest(encoder) == source.sha256
+    esmtune.save_huggingface(encoder, folder)
+    assert esmtune.load_encoder(folder)[1].sha256 == source.sha256
+    assert not encoder.training
+    assert all(weight.requires_grad for weight in encoder.parameters())
+
+
+def test_heads_are_counted_by_the_frequencies(tiny):
+    """A bare file needs no config.json; without frequencies, only the official sizes are known."""
+    encoder, _ = esmtune.load_encoder(tiny / "model.safetensors")
+    assert encoder.config.num_heads == 4
+
+
+def test_sizes_that_cannot_be_told_are_not_guessed(tiny, tmp_path):
+    weights = {n: w for n, w in load_file(tiny / "model.safetensors").items() if not n.endswith("inv_freq")}
+    save_file(weights, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="without rotary frequencies the number of heads cannot be told"):
+        esmtune.load_encoder(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("index", "sentence"),
+    [
+        ({"weight_map": {"a": "../../model.safetensors"}}, "names '../../model.safetensors', which is not in"),
+        ({"weight_map": {"a": "/etc/hostname"}}, "names '/etc/hostname', which is not in"),
+        ({"weight_map": {"a": ".."}}, "names '..', which is not in"),
+        ({"weight_map": {"a": 1}}, "names 1, which is not in"),
+        ({"weight_map": ["a"]}, "names no files"),
+        ({}, "names no files"),
+        ([], "holds no JSON object"),
+    ],
+)
+def test_a_strange_index(tiny, tmp_path, index, sentence):
+    folder = change(tiny, tmp_path)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert esmtune.load_encoder(folder)[0].config.num_layers == 2  # the whole file goes first, as in transformers
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=sentence):
+        esmtune.load_encoder(folder)
+
+
+def test_a_weight_in_two_shards(tiny, tmp_path):
+    folder = change(tiny, tmp_path)
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    save_file({"pooler.dense.bias": torch.zeros(2), "embeddings.word_embeddings.weight": torch.zeros(33, 32)},
+              folder / "b.safetensors")  # fmt: skip
+    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"'embeddings\.word_embeddings\.weight', which another file holds too"):
+        esmtune.load_encoder(folder)
 
 
 def test_shards(tiny, tmp_path):
@@ -200,19 +319,29 @@ def official(model, prefix="encoder.sentence_encoder."):
     return {"cfg": {"model": settings}, "model": weights}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("with_contacts", [False, True])
-def test_an_official_pt(tmp_path, with_contacts):
+def test_an_official_pt(tmp_path, with_contacts, dtype):
+    """The larger ones are published in float16. With the contact regression beside it, fair-esm itself reads ours."""
     esm = pytest.importorskip("esm")
     torch.manual_seed(0)
     theirs = esm.ESM2(num_layers=2, embed_dim=32, attention_heads=4).eval()
     for weight in theirs.parameters():
         torch.nn.init.normal_(weight, std=0.2)
+    theirs.to(dtype).float()
     file = tmp_path / "esm2_t2_tiny.pt"
-    torch.save(official(theirs), file)
+    content = official(theirs)
+    content["model"] = {name: weight.to(dtype) for name, weight in content["model"].items()}
+    torch.save(content, file)
+    with pytest.raises(pickle.UnpicklingError, match=r"argparse\.Namespace"):  # what makes official files special
+        torch.load(file, weights_only=True)
     if with_contacts:  # lies beside the weights, and is not needed
-        torch.save({"model": {"contact_head.regression.weight": torch.zeros(1, 8)}},
-                   tmp_path / "esm2_t2_tiny-contact-regression.pt")  # fmt: skip
-    encoder, _ = esmtune.load_encoder(file)
+        contacts = {f"contact_head.regression.{n}": w for n, w in theirs.contact_head.regression.state_dict().items()}
+        torch.save({"model": contacts}, tmp_path / "esm2_t2_tiny-contact-regression.pt")
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            theirs = esm.pretrained.load_model_and_alphabet(str(file))[0].eval()
+    encoder, source = esmtune.load_encoder(file)
+    assert (source.left_out, source.license, source.is_random) == ((), None, False)
     tokens = Tokens.of([TEN[0]])
     with torch.inference_mode():
         out = theirs(tokens.ids[None], repr_layers=[2])
@@ -238,6 +367,9 @@ def test_a_pickle_runs_nothing(tmp_path):
     torch.save({"model": Hostile()}, tmp_path / "w.pt")
     with pytest.raises(ValueError, match="runs no code"):
         esmtune.load_encoder(tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"it holds \w+\.mkdir") as refused:
+        esmtune.load_encoder(tmp_path / "w.pt")
+    assert "False" not in str(refused.value)  # torch's own words advise to set weights_only to it
     assert not (tmp_path / "hacked").exists()
 
 
@@ -279,27 +411,54 @@ def test_a_folder_without_weights(tiny, tmp_path):
 # --- Names ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["esm2_t6_8M_UR50D", "facebook/esm2_t6_8M_UR50D"])
-def test_a_cached_name_needs_no_network(tiny, tmp_path, name):
-    folder = tmp_path / "models--facebook--esm2_t6_8M_UR50D"
-    snapshot = folder / "snapshots" / ("0" * 40)
-    shutil.copytree(tiny, snapshot)
+def cached(tiny, cache):
+    """Hugging Face's cache with one model in it, laid out as huggingface_hub does."""
+    folder = cache / "models--facebook--esm2_t6_8M_UR50D"
+    shutil.copytree(tiny, folder / "snapshots" / ("0" * 40))
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("0" * 40)
-    code = f"import esmtune; s = esmtune.load_encoder({name!r})[1]; print(s.name, s.license, s.sha256)"
-    answer = in_new_process("-c", code, HF_HUB_CACHE=str(tmp_path), HTTPS_PROXY="http://127.0.0.1:9")
-    assert answer.out.split() == ["esm2_t6_8M_UR50D", "MIT", esmtune.load_encoder(tiny)[1].sha256], answer.err
+    return folder / "snapshots" / ("0" * 40)
 
 
-def test_a_name_that_cannot_be_had_says_what_was_tried(tmp_path):
-    code = "import esmtune; esmtune.load_encoder('esm2_t12_35M_UR50D')"
-    answer = in_new_process("-c", code, HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1")
-    said = answer.err.strip().splitlines()[-1]
+# huggingface_hub reads its environment when it is imported, so each needs a process. Port 9 discards: no network.
+NO_NETWORK = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+
+
+def test_a_cached_name_needs_no_network(tiny, tmp_path):
+    cached(tiny, tmp_path)
+    code = """if True:
+        import esmtune
+        for name in "esm2_t6_8M_UR50D", "facebook/esm2_t6_8M_UR50D":
+            source = esmtune.load_encoder(name)[1]
+            print(source.name, source.license, source.sha256)
+    """
+    answer = in_new_process("-c", code, HF_HUB_CACHE=str(tmp_path), **NO_NETWORK)
+    expected = ["esm2_t6_8M_UR50D", "MIT", esmtune.load_encoder(tiny)[1].sha256]
+    assert [line.split() for line in answer.out.splitlines()] == [expected, expected], answer.err
+
+
+def test_a_name_that_cannot_be_had_says_what_was_tried(tiny, tmp_path):
+    """Not in the cache, half in the cache, and mistyped: never random weights, and nothing is written."""
+    (cached(tiny, tmp_path) / "model.safetensors").unlink()
+    code = """if True:
+        import esmtune
+        for name in "esm2_t12_35M_UR50D", "esm2_t6_8M_UR50D", "facebook/esm2_t6_8M_UR50", "somebody/something":
+            try:
+                print(esmtune.load_encoder(name))
+            except ValueError as error:
+                print(error)
+    """
+    answer = in_new_process("-c", code, HF_HUB_CACHE=str(tmp_path), **NO_NETWORK)
+    absent, half, mistyped, strange = answer.out.splitlines()
     for part in (
-        "ValueError: the encoder 'facebook/esm2_t12_35M_UR50D' cannot be had", "Tried: a file or folder of that name",
-        "cache", "downloading it", "hf download facebook/esm2_t12_35M_UR50D", "random:esm2_t12_35M_UR50D",
+        "the encoder 'facebook/esm2_t12_35M_UR50D' cannot be had", "Tried: a file or folder of that name", "cache",
+        "downloading it", "To get it offline", "hf download facebook/esm2_t12_35M_UR50D", "random:esm2_t12_35M_UR50D",
     ):  # fmt: skip
-        assert part in said
+        assert part in absent
+    assert "the encoder 'facebook/esm2_t6_8M_UR50D' cannot be had" in half
+    assert "Did you mean 'esm2_t6_8M_UR50D'?" in mistyped
+    assert "the encoder 'somebody/something' cannot be had" in strange
+    assert "random:" not in mistyped + strange  # there is no architecture to draw them for
     assert list(tmp_path.glob("**/*.safetensors")) == []
 
 

@@ -40,12 +40,62 @@ def test_embeddings_are_transformers_hidden_states(tiny, states, pool, layers, b
         assert len(vectors) == (len(sequence) if pool == "residue" else len(layers) if len(layers) > 1 else 32)
 
 
-def test_half_precision_in_and_out(real_weights):
-    full = esmtune.embed(real_weights, list(TEN)).vectors
-    half = esmtune.embed(real_weights, list(TEN), precision="bfloat16", dtype="float16").vectors
+@pytest.mark.parametrize("pool", ["mean", "cls", "residue"])
+def test_half_precision_in_and_out(real_weights, pool):
+    full = esmtune.embed(real_weights, list(TEN), pool=pool).vectors
+    half = esmtune.embed(real_weights, list(TEN), pool=pool, precision="bfloat16", dtype="float16").vectors
     assert half.dtype == np.float16
-    cosine = (full * half).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(half.astype(np.float32), axis=1)
+    assert not np.array_equal(half, full.astype(np.float16))  # computed in bfloat16, not only written short
+    half = half.astype(np.float32)
+    cosine = (full * half).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(half, axis=1)
     assert cosine.min() > 0.999
+
+
+@pytest.mark.parametrize("layers", [(-1,), (0, 1)])
+def test_float16_is_float32_written_short(tiny, layers):
+    full, short = (esmtune.embed(tiny, list(TEN), layers=layers, dtype=d).vectors for d in ("float32", "float16"))
+    assert (full.dtype, short.dtype) == (np.float32, np.float16)
+    assert np.array_equal(short, full.astype(np.float16))
+
+
+@pytest.mark.parametrize("budget", [1, 50, 300])
+def test_rows_come_back_in_the_order_of_the_input(tiny, budget):
+    """Lengths from 1 to 120 in no order, many alike: each row is that of its own sequence embedded alone."""
+    random = np.random.default_rng(0)
+    sequences = ["".join(random.choice(list("ACDEFGHIKLMNPQRSTVWY"), n)) for n in random.integers(1, 120, 40)]
+    sequences += [sequences[3], "M", "M"]
+    for pool in ("mean", "residue"):
+        got = esmtune.embed(tiny, sequences, pool=pool, tokens_per_batch=budget)
+        assert got.ids == [str(number) for number in range(1, 44)]
+        for sequence, rows in zip(sequences[::6], list(got.each())[::6], strict=True):
+            alone = esmtune.embed(tiny, [sequence], pool=pool).vectors
+            np.testing.assert_allclose(rows, alone if pool == "residue" else alone[0], rtol=0, atol=2e-5)
+
+
+def test_progress_ends_at_the_end(tiny):
+    said = []
+    esmtune.embed(tiny, list(TEN), tokens_per_batch=60, watch=said.append)
+    done = [event.done for event in said if hasattr(event, "done")]
+    assert done == sorted(done)
+    assert done[-1] == len(TEN)
+    assert len(done) > 5
+
+
+@pytest.mark.parametrize(
+    ("layers", "sentence"), [([], "no layer is asked for"), ([0, 3], "no layer 3: this encoder has 0"), ([-4], "-4")]
+)
+def test_layers_that_are_not_there(tiny, tmp_path, layers, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        esmtune.embed(tiny, list(TEN), layers=layers, out=tmp_path / "e.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_random_weights_are_announced_and_repeat():
+    said = []
+    first, again = (esmtune.embed("random:esm2_t6_8M_UR50D", ["MKTV"], watch=said.append) for _ in range(2))
+    assert sum("RANDOM" in str(event) for event in said) == 2
+    assert first.about["encoder"] == "random:esm2_t6_8M_UR50D"
+    assert np.array_equal(first.vectors, again.vectors)
 
 
 def test_bad_rows_are_refused_or_listed(tiny):
