@@ -33,6 +33,7 @@ app = App(
     help_format="plaintext",
     console=results,
     error_console=messages,
+    suppress_keyboard_interrupt=False,
     default_parameter=Parameter(consume_multiple=True, negative=""),
 )
 
@@ -54,6 +55,7 @@ def main() -> None:
 def run(arguments: list[str]) -> None:
     """Run a command with its arguments."""
     arguments = [_spelled_out(argument) for argument in arguments]
+    arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     app.config = ()
     if "--config" in arguments[:-1]:
         place = arguments.index("--config")
@@ -151,7 +153,9 @@ def predict(
             accelerator=accelerator, tokens_per_batch=tokens_per_batch, watch=bars,
         )  # fmt: skip
     if out is None:
-        sys.stdout.write(frame.write_csv())
+        from esmtune.writers import flat
+
+        sys.stdout.write(flat(frame, nested=False).write_csv())
     else:
         results.print(f"Predictions: {out} ({frame.height:,} rows)", soft_wrap=True)
 

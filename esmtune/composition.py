@@ -35,7 +35,8 @@ def compose(config: TrainConfig, data: Dataset, watch: Watcher) -> Predictor:
             )
         encoder, source, moved = start.encoder, start.spec.encoder, start.moved
         head_spec = _completed(start.spec.head, config.head)
-        if not starts_head_anew(config):
+        head_names = [n for n in start.state_dict() if n.startswith("head.") and "standardize" not in n]
+        if not all(starts_anew(config, name) for name in head_names):
             fitted = _same_task(fitted, start, config)
     spec = Spec(
         encoder=source,
@@ -75,9 +76,9 @@ def _tuned(predictor: Predictor, spec: dict[str, Any]) -> Predictor:
     return predictor
 
 
-def starts_head_anew(config: TrainConfig) -> bool:
-    """Whether the head has nothing from a saved predictor, so that its unit and its standardization are new too."""
-    return not config.init or "head" in config.init_skip
+def starts_anew(config: TrainConfig, name: str) -> bool:
+    """Whether a weight comes from no saved predictor."""
+    return not config.init or any(_begins(name, prefix) for prefix in config.init_skip)
 
 
 def _same_task(fitted: Task, start: Predictor, config: TrainConfig) -> Task:
@@ -102,7 +103,9 @@ def _initialized(fresh: Predictor, start: Predictor, config: TrainConfig, watch:
             raise ValueError(
                 f"no weight of {config.init} begins with {prefix!r}. There are: {', '.join(_tops(saved))}."
             )
-    kept = {name: w for name, w in saved.items() if not any(_begins(name, prefix) for prefix in config.init_skip)}
+    kept = {name: w for name, w in saved.items() if not starts_anew(config, name)}
+    if not any(name.startswith("encoder.") for name in kept):
+        raise ValueError("init_skip leaves nothing of the encoder: take encoder random:NAME instead of init.")
     wrong = [n for n in kept if n not in wanted or wanted[n].shape != kept[n].shape]
     if wrong:
         raise ValueError(

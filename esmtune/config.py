@@ -1,7 +1,7 @@
 """All that a run depends on, as plain data. Every default of the package is here and nowhere else."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Part = dict[str, str | int | float | bool]  # {"name": ..., option: value}
 Precision = Literal["float32", "bfloat16"]
@@ -102,6 +102,14 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise ValueError(f"{name} is {value}, expected {least} or more.")
+        choices = {"precision": get_args(Precision), "accelerator": get_args(Accelerator)}
+        choices |= {f"log {name}": ("csv", "tensorboard") for name in self.log}
+        for name, known in choices.items():
+            value = name.removeprefix("log ") if name.startswith("log ") else getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name.split()[0]} is {value!r}, expected one of {', '.join(known)}.")
+        if not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}, expected more than 0.")
         if self.seed >= 1 << 32:
             raise ValueError(f"seed is {self.seed}, expected less than 2 to the 32nd, {1 << 32}.")
         for name in ("valid_fraction", "test_fraction", "warmup"):

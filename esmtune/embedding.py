@@ -1,6 +1,7 @@
 """Vectors of sequences, from any layers of an encoder."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 import torch
@@ -33,6 +34,10 @@ def embed_sequences(
     Raises:
         ValueError: for a layer that the encoder does not have.
     """
+    for name, value, known in (("pool", pool, (*POOLS, "residue")), ("precision", precision, get_args(Precision)),
+                               ("dtype", str(dtype), ("float32", "float16"))):  # fmt: skip
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}.")
     wanted = [encoder.layer_index(layer) for layer in layers]
     encoder = encoder.cast(torch.bfloat16 if precision == "bfloat16" else torch.float32).eval()
     lengths = [len(s) for s in sequences]

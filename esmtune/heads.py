@@ -154,6 +154,8 @@ class MLP(Head):
 
     def __init__(self, dim: int, num_outputs: int, *, pool: Pool = "mean", hidden: int = 256, dropout: float = 0.25):
         super().__init__(dim, pool)
+        if hidden < 1:
+            raise ValueError(f"head 'mlp' has hidden={hidden}, expected 1 or more.")
         self.hidden = nn.Linear(dim, hidden)
         self.dropout = Dropout(dropout)
         self.out = nn.Linear(hidden, num_outputs)

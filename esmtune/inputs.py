@@ -76,7 +76,7 @@ class Inputs:
         rows = torch.zeros(len(indices), width)
         batches = list(by_length(indices, self.lengths, self.budget))
         done = 0
-        with evaluating(self.predictor), self.fabric.autocast():
+        with evaluating(self.predictor):  # in float32 whatever training computes in, as predict will
             for number, batch in enumerate(batches):
                 if number % self.fabric.world_size == self.fabric.global_rank:
                     rows[[place[i] for i in batch]] = compute(batch).float().cpu()

@@ -98,9 +98,11 @@ class Predictor(nn.Module):
         """Mend what is harmless, and cut to the length that the predictor was trained with."""
         if isinstance(sequences, str):
             raise ValueError("predict takes a list of sequences, got one string: write [sequence].")
-        mended = []
+        mended, sequences = [], list(sequences)
         for number, sequence in enumerate(sequences, start=1):
             try:
+                if not isinstance(sequence, str):
+                    raise ValueError(f"got {sequence!r}, expected text")
                 mended.append(clean(sequence)[: self.spec.max_length])
             except ValueError as error:
                 raise ValueError(f"sequence {number} of {len(sequences)}: {error}.") from None
@@ -127,6 +129,11 @@ class Predictor(nn.Module):
 
         What the encoder shares with `spec.encoder` is not written, unless `self_contained`.
         """
+        folder = Path(folder)
+        strangers = {p.name for p in folder.iterdir()} - {"predictor.json", WEIGHTS} if folder.is_dir() else set()
+        if strangers or folder.is_file():
+            what = f"holds {min(strangers)!r}" if strangers else "is a file"
+            raise ValueError(f"{folder} {what}, and would be lost. Save the predictor to another folder.")
         kept = frozenset(self.encoder.state_dict()) if self_contained else self.moved
         weights = {
             name: weight.detach().cpu().contiguous()
@@ -134,7 +141,7 @@ class Predictor(nn.Module):
             if not name.startswith("encoder.") or name.removeprefix("encoder.") in kept
         }
         golden = self.outputs(GOLDEN).tolist()
-        with whole_folder(Path(folder)) as temporary:
+        with whole_folder(folder) as temporary:
             save_file(weights, temporary / WEIGHTS)
             source = asdict(self.spec.encoder) | asdict(self.spec.shape)
             content = {
@@ -164,15 +171,11 @@ class Predictor(nn.Module):
         content = _read_json(folder / "predictor.json")
         try:
             spec, sha256, golden = _parse(content)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / 'predictor.json'} is damaged: {error}.") from None
-        if file_digest(folder / WEIGHTS) != sha256:
-            raise ValueError(
-                f"{folder / WEIGHTS} is not the file that was saved (its checksum differs). Copy the run anew."
-            )
-        weights = read_safetensors(folder / WEIGHTS)
-        moved = frozenset(n.removeprefix("encoder.") for n in weights if n.startswith("encoder."))
-        predictor = cls(spec, _encoder_for(spec, moved, encoder, folder), moved)
+            moved, weights = _saved_weights(folder, sha256)
+            with torch.random.fork_rng(devices=[]):  # a head is drawn before it is loaded
+                predictor = cls(spec, _encoder_for(spec, moved, encoder, folder), moved)
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise ValueError(f"{folder / 'predictor.json'} is damaged ({type(error).__name__}: {error}).") from None
         wanted = {n: w for n, w in predictor.state_dict().items() if n in weights or not n.startswith("encoder.")}
         for name in wanted.keys() | weights.keys():
             if name not in weights or name not in wanted or weights[name].shape != wanted[name].shape:
@@ -242,12 +245,24 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(was_training)
 
 
+def _saved_weights(folder: Path, sha256: str) -> tuple[frozenset[str], dict[str, Tensor]]:
+    """The weights of a folder, and which of them are the encoder's."""
+    if file_digest(folder / WEIGHTS) != sha256:
+        raise ValueError(
+            f"{folder / WEIGHTS} is not the file that was saved (its checksum differs). Copy the run anew."
+        )
+    weights = read_safetensors(folder / WEIGHTS)
+    return frozenset(n.removeprefix("encoder.") for n in weights if n.startswith("encoder.")), weights
+
+
 def _encoder_for(spec: Spec, moved: frozenset[str], asked: str | None, folder: Path) -> ESM2:
     with torch.device("meta"):  # only the names are wanted: drawing weights to throw away takes longer than loading
         empty = ESM2(spec.shape)
     if moved >= frozenset(empty.state_dict()):
         return empty.to_empty(device="cpu")
     name = asked or spec.encoder.name
+    if predictor_folder(name) == folder:
+        raise ValueError(f"{folder} names itself as its encoder. Say where the encoder is: --encoder PATH.")
     try:
         encoder, _, _ = find_encoder(name)
     except ValueError as error:

@@ -13,7 +13,7 @@ import polars as pl
 from esmtune.config import TrainConfig
 from esmtune.curation import Curated
 from esmtune.records import Dataset
-from esmtune.writers import whole_file, write_json, write_table
+from esmtune.writers import whole_folder, write_json, write_table
 
 if TYPE_CHECKING:
     from esmtune.predictor import Predictor
@@ -37,7 +37,7 @@ class Run:
 def readings(task: "Task", outputs: Any) -> pl.DataFrame:
     """What outputs mean, as columns: `prediction`, and `probability_CLASS` where there are classes."""
     probabilities = task.probabilities(outputs)
-    dtype = pl.String if probabilities else pl.Float32
+    dtype = pl.String if probabilities else pl.Float64
     columns = [pl.Series("prediction", task.predict(outputs), dtype=dtype)]
     columns += [pl.Series(f"probability_{name}", values, dtype=pl.Float32) for name, values in probabilities.items()]
     return pl.DataFrame(columns)
@@ -54,12 +54,14 @@ def metrics_of(predictor: "Predictor", dataset: Dataset, fitted: "Fitted") -> di
         "best": {key: value for key, value in fitted.best.items() if key in ("step", "epoch", "metric")},
         "baselines": {},
     }
+    # Of this run's training labels: a task that went on from a saved predictor is in the unit of that one's.
+    ignorant = type(task).fit([r.label for r in dataset.of("train")])
     for split in ("valid", "test"):
         places = [place for place, record in enumerate(records) if record.split == split]
         if places:
             labels = [records[place].label for place in places]
             metrics[split] = task.scores(fitted.outputs[places], labels)
-            metrics["baselines"][split] = task.scores(task.baseline(len(places)), labels)
+            metrics["baselines"][split] = ignorant.scores(ignorant.baseline(len(places)), labels)
     return metrics
 
 
@@ -74,8 +76,10 @@ def predictions_of(task: "Task", dataset: Dataset, fitted: "Fitted") -> pl.DataF
 
 def resolved(config: TrainConfig, curated: Curated, predictor: "Predictor") -> TrainConfig:
     """The configuration with everything that was found out or chosen, so that the run can be repeated."""
+    from esmtune.tasks import task
+
     spec, columns = predictor.spec, curated.columns
-    task_options = {**(config.task or {}), "name": predictor.task.name}
+    task_options = task.resolve({**(config.task or {}), "name": predictor.task.name})
     return replace(
         config,
         target=columns.target,
@@ -97,25 +101,24 @@ def _whole_path(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def write_run(run: Run, path: Path, data: Any, dataset: Dataset, *, seconds: float) -> None:
-    """Write the folder of a run, the predictor last: a folder with a predictor in it is whole."""
+def write_run(run: Run, path: Path, data: Any, dataset: Dataset, *, logs: Path | None, seconds: float) -> None:
+    """Write the folder of a run, whole or not at all."""
     import tomli_w
 
-    shutil.rmtree(path / "predictor", ignore_errors=True)
     options = {k: v for k, v in asdict(run.config).items() if v is not None}
     if isinstance(data, str | Path):
         options = {"data": str(Path(data).resolve()), **options}
-    with whole_file(path / "run.toml") as file:
-        head = (
-            "# esmtune train --config FILE repeats this run\n" if "data" in options else "# trained on data in memory\n"
-        )
-        file.write_text(head + tomli_w.dumps(options), encoding="utf-8")
-    write_json(run.metrics, path / "metrics.json")
-    with whole_file(path / "history.jsonl") as file:
-        file.write_text("".join(json.dumps(entry) + "\n" for entry in run.history), encoding="utf-8")
-    write_table(run.predictions, path / "predictions.csv")
-    write_json(_environment(run, dataset, seconds), path / "environment.json")
-    run.predictor.save(path / "predictor", self_contained=run.config.self_contained)
+    head = "# esmtune train --config FILE repeats this run\n" if "data" in options else "# trained on data in memory\n"
+    history = "".join(json.dumps(entry) + "\n" for entry in run.history)
+    with whole_folder(path) as folder:
+        (folder / "run.toml").write_text(head + tomli_w.dumps(options), encoding="utf-8")
+        (folder / "history.jsonl").write_text(history, encoding="utf-8")
+        write_json(run.metrics, folder / "metrics.json")
+        write_json(_environment(run, dataset, seconds), folder / "environment.json")
+        write_table(run.predictions, folder / "predictions.csv")
+        run.predictor.save(folder / "predictor", self_contained=run.config.self_contained)
+        if logs is not None:
+            shutil.copytree(logs, folder / "logs")
 
 
 def _environment(run: Run, dataset: Dataset, seconds: float) -> dict[str, Any]:

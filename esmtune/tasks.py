@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -123,10 +123,15 @@ class Regression(Task):
     metric: ClassVar[str] = "spearman"
 
     @classmethod
-    def fit(cls, labels: Sequence[Label], *, loss: Literal["squared", "absolute", "huber"] = "squared") -> "Regression":
+    def fit(cls, labels: Sequence[Label], *, loss: str = "squared") -> "Regression":
         """Take center and spread from the labels that are known."""
         known = np.array([x for x in labels if x is not None], dtype=np.float64)
-        return cls(center=float(known.mean()), spread=float(known.std()) or 1.0, loss_name=loss)
+        losses[loss]  # an unknown name ends here
+        with np.errstate(over="ignore", invalid="ignore"):  # said in the sentence below
+            center, spread = float(known.mean()), float(known.std())
+        if not math.isfinite(center + spread):
+            raise ValueError(f"labels as large as {np.abs(known).max():.3g} have no finite spread: rescale them.")
+        return cls(center=center, spread=spread or 1.0, loss_name=loss)
 
     @property
     def num_outputs(self) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from esmtune.batching import shuffled
-from esmtune.composition import compose, starts_head_anew
+from esmtune.composition import compose, starts_anew
 from esmtune.config import TrainConfig
 from esmtune.events import Notice, Progress, Watcher
 from esmtune.inputs import Inputs, sum_over_processes
@@ -90,6 +90,10 @@ def _fit_in_processes(
             last = str(error).strip().splitlines()[-1]
             if last.startswith("ValueError: "):  # a user's error in a process is a user's error here
                 raise ValueError(last.removeprefix("ValueError: ")) from None
+            raise
+        except BaseException:
+            for process in torch.multiprocessing.active_children():
+                process.terminate()
             raise
         finally:
             queue.put(None)
@@ -167,7 +171,7 @@ def _fit(fabric: Fabric, *, config: TrainConfig, data: Dataset, predictor: Predi
 
     # What the head sees is standardized by what the training records look like before anything moves.
     inputs.prepare([*train, *valid], "embedding")
-    if starts_head_anew(config):
+    if any(starts_anew(config, n) for n in predictor.state_dict() if n.startswith(("encoder.", "head.standardize."))):
         sample = train if inputs.is_frozen else _sample(train, config.seed)
         features = (
             torch.stack([inputs._pooled[i] for i in sample])
@@ -270,8 +274,9 @@ def _metric(config: TrainConfig, fitted: Task, labels: Sequence[Any], watch: Wat
     possible = fitted.scores(fitted.baseline(len(labels)), labels)
     if wanted not in ("loss", *possible):
         raise ValueError(f"there is no metric {wanted!r} for {fitted.name}. There are: loss, {', '.join(possible)}.")
-    if wanted != "loss" and labels and len(set(labels)) < 2:
-        watch(Notice(f"{wanted} is not defined on validation rows with a single label: the loss chooses instead."))
+    of_classes = wanted in ("auroc", "auprc") and possible[wanted] is None  # a class has no validation row
+    if wanted != "loss" and labels and (len(set(labels)) < 2 or of_classes):
+        watch(Notice(f"{wanted} is not defined on the labels of the validation rows: the loss chooses instead."))
         return "loss"
     return wanted
 

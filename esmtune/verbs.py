@@ -5,6 +5,8 @@ answered at once, and before anything is written.
 """
 
 import inspect
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import polars as pl
 
 from esmtune.config import TOKENS_PER_BATCH, Accelerator, Pooling, Precision, TrainConfig
-from esmtune.curation import curate_labeled, curate_training
+from esmtune.curation import Curated, curate_labeled, curate_training
 from esmtune.datasets import find_columns, read_rows
 from esmtune.events import Notice, Watcher, silent
 from esmtune.readers import read
@@ -25,6 +27,7 @@ from esmtune.writers import Embeddings, check_out, write_embeddings, write_json,
 
 if TYPE_CHECKING:
     from esmtune.predictor import Predictor
+    from esmtune.training import Fitted
 
 
 def train(
@@ -63,19 +66,38 @@ def train(
 
     from esmtune.training import fit
 
-    predictor, fitted = fit(config, dataset, hear, path / "logs" if path else None)
-    run = Run(
+    logs = Path(tempfile.mkdtemp(prefix="esmtune-logs-")) if config.log and path else None
+    try:
+        if logs:
+            hear(Notice(f"Logs, until they move to {path}: {logs}"))
+        predictor, fitted = fit(config, dataset, hear, logs)
+        run = _run_of(predictor, fitted, curated, config, tuple(notices), path)
+        if path is not None and fitted.is_main:
+            write_run(run, path, data, dataset, logs=logs, seconds=time.time() - started)
+    finally:
+        if logs:
+            shutil.rmtree(logs, ignore_errors=True)
+    return run
+
+
+def _run_of(
+    predictor: "Predictor",
+    fitted: "Fitted",
+    curated: Curated,
+    config: TrainConfig,
+    notices: tuple[str, ...],
+    path: Path | None,
+) -> Run:
+    dataset = curated.dataset
+    return Run(
         predictor=predictor,
         metrics=metrics_of(predictor, dataset, fitted),
         history=fitted.history,
         predictions=predictions_of(predictor.task, dataset, fitted),
-        notices=tuple(notices),
+        notices=notices,
         config=resolved(config, curated, predictor),
         path=path,
     )
-    if path is not None and fitted.is_main:
-        write_run(run, path, data, dataset, seconds=time.time() - started)
-    return run
 
 
 # Editors and help() show the options by their names.
@@ -109,6 +131,8 @@ def configured(options: Mapping[str, Any]) -> TrainConfig:
             given[name] = float(value)
         elif isinstance(value, list):
             given[name] = tuple(value)
+        elif name in ("init_skip", "log") and isinstance(value, str):
+            given[name] = (value,)
         elif isinstance(value, Path):
             given[name] = str(value)
     return TrainConfig(**given)
@@ -322,6 +346,7 @@ def _ready(
     """A loaded predictor, on its device."""
     from esmtune.predictor import Predictor, choose_device
 
+    run = run.predictor if isinstance(run, Run) else run
     predictor = run if isinstance(run, Predictor) else Predictor.load(run, encoder=encoder, verify=verify)
     if predictor.spec.encoder.is_random:
         watch(Notice(f"The encoder of this predictor started from RANDOM weights ({predictor.spec.encoder.name})."))

@@ -64,6 +64,8 @@ def check_out(path: Path, *, overwrite: bool, kind: Literal["table", "embeddings
             raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'file'}. Write another name.")
         if not overwrite:
             raise ValueError(f"{path} exists. Write another name, or --overwrite.")
+        if kind == "folder" and not any((path / name).exists() for name in ("run.toml", "predictor")):
+            raise ValueError(f"{path} is a folder with other things than a run in it. Write another name.")
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"{path} cannot be written: {parent} is not a folder that one may write to.")
@@ -91,7 +93,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         for file in temporary.iterdir():
-            file.chmod(0o666 & ~_umask())
+            if file.is_file():
+                file.chmod(0o666 & ~_umask())
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
             os.rename(path, old / path.name)
@@ -130,13 +133,13 @@ def write_json(value: object, path: Path) -> None:
 @table_writer(".csv")
 def write_csv(frame: pl.DataFrame, path: Path) -> None:
     """Comma-separated text with a header."""
-    _flat(frame, nested=False).write_csv(path)
+    flat(frame, nested=False).write_csv(path)
 
 
 @table_writer(".tsv")
 def write_tsv(frame: pl.DataFrame, path: Path) -> None:
     """Tab-separated text with a header."""
-    _flat(frame, nested=False).write_csv(path, separator="\t")
+    flat(frame, nested=False).write_csv(path, separator="\t")
 
 
 @table_writer(".parquet")
@@ -148,10 +151,10 @@ def write_parquet(frame: pl.DataFrame, path: Path) -> None:
 @table_writer(".jsonl")
 def write_json_lines(frame: pl.DataFrame, path: Path) -> None:
     """One JSON object a line."""
-    _flat(frame, nested=True).write_ndjson(path)
+    flat(frame, nested=True).write_ndjson(path)
 
 
-def _flat(frame: pl.DataFrame, *, nested: bool) -> pl.DataFrame:
+def flat(frame: pl.DataFrame, *, nested: bool) -> pl.DataFrame:
     """What a format has no room for, as text: bytes, and unless it may be `nested`, lists, structs and durations."""
     columns = []
     for name, dtype in frame.schema.items():

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import esmtune
 from esmtune import writers
+from esmtune.esm2 import Tokens
 from tests.conftest import TEN
 
 ROWS = [(sequence, len(sequence) / 100) for sequence in TEN]
@@ -170,12 +171,69 @@ def test_a_failure_while_saving_leaves_nothing(tiny, tmp_path, monkeypatch):
     assert list((tmp_path / "deep").iterdir()) == []
 
 
-def test_a_failure_while_overwriting_leaves_no_old_predictor_beside_new_metrics(tiny, tmp_path, monkeypatch):
-    train(tiny, out=tmp_path / "run")
-    monkeypatch.setattr("esmtune.predictor.save_file", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
-        train(tiny, out=tmp_path / "run", overwrite=True)
-    assert not (tmp_path / "run" / "predictor").exists()
+def test_a_failure_while_writing_a_run_leaves_what_was_there(tiny, tmp_path, monkeypatch):
+    first = train(tiny, out=tmp_path / "run", log=["csv"])
+    files = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
+    metrics = (tmp_path / "run" / "metrics.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("esmtune.predictor.save_file", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        for name, overwrite in (("run", True), ("new", False)):
+            with pytest.raises(OSError, match="full"):
+                train(tiny, out=tmp_path / name, overwrite=overwrite, seed=1, log=["csv"])
+    assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == files
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == metrics
+    assert esmtune.load(tmp_path / "run").predict(TEN) == first.predictor.predict(TEN)
+    train(tiny, out=tmp_path / "run", overwrite=True)
+    assert not (tmp_path / "run" / "logs").exists()  # of the first run
+
+
+def test_saving_overwrites_nothing_but_a_predictor(tiny, tmp_path):
+    predictor = train(tiny).predictor
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years")
+    with pytest.raises(ValueError, match=r"holds 'chapter.txt', and would be lost"):
+        predictor.save(tmp_path / "thesis")
+    with pytest.raises(ValueError, match="is a file, and would be lost"):
+        predictor.save(tmp_path / "thesis" / "chapter.txt")
+    predictor.save(tmp_path / "p")
+    predictor.save(tmp_path / "p")
+
+
+def test_labels_too_large_for_numbers_are_refused(tiny):
+    with pytest.raises(ValueError, match="have no finite spread: rescale them"):
+        train(tiny, [(s, 1e200 * (-1) ** i) for i, s in enumerate(TEN)], task="regression")
+    large = train(tiny, [(s, x * 1e40) for s, x in ROWS])
+    assert large.predictions["prediction"].to_list() == pytest.approx(large.predictor.predict(TEN))
+
+
+def test_loading_leaves_the_global_random_state_alone(tiny, tmp_path):
+    run = train(tiny, out=tmp_path / "run")
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    esmtune.load(run.path)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_the_baseline_of_a_continued_run_is_of_its_own_labels(tiny, tmp_path):
+    first = train(tiny, out=tmp_path / "first")
+    shifted = [(sequence, label + 100) for sequence, label in ROWS]
+    second = train(tiny, shifted, init=str(first.path), valid_fraction=0.3)
+    known = second.predictions
+    training = known.filter(known["split"] == "train")["label"].mean()
+    errors = known.filter(known["split"] == "valid")["label"] - training
+    assert second.metrics["baselines"]["valid"]["mae"] == pytest.approx(errors.abs().mean())
+
+
+@pytest.mark.parametrize("prefix", ["head.", "head.standardize", "encoder.layers.1"])
+def test_what_starts_anew_is_standardized_anew(tiny, tmp_path, prefix):
+    first = train(tiny, tuning="full", out=tmp_path / "first")
+    second = train(tiny, init=str(first.path), init_skip=(prefix,), head_learning_rate=0.0)
+    with torch.no_grad():
+        features = second.predictor.head.pool(second.predictor.encoder(Tokens.of(TEN))).features
+    torch.testing.assert_close(second.predictor.head.standardize.center, features.mean(0), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="take encoder random:NAME instead of init"):
+        train(tiny, init=str(first.path), init_skip=("encoder",))
 
 
 def test_a_whole_folder_takes_the_place_of_the_old(tmp_path):
@@ -259,7 +317,7 @@ def test_init_skip_of_one_layer(tiny, tmp_path):
     state = first.predictor.state_dict()
     changed = {n for n, w in second.predictor.state_dict().items() if not torch.equal(w, state[n])}
     assert changed
-    assert all(name.startswith("encoder.layers.1.") for name in changed)
+    assert all(name.startswith(("encoder.layers.1.", "head.standardize.")) for name in changed)
 
 
 @pytest.mark.parametrize(

@@ -312,7 +312,7 @@ def test_good_places_of_tables(tmp_path, name):
 def test_bad_places(tmp_path, name, kind, message):
     (tmp_path / "there.csv").write_text("old")
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "x").write_text("old")
+    (tmp_path / "full" / "run.toml").write_text("old")
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(ValueError, match=message):
         check_out(tmp_path / name, overwrite=False, kind=kind)
@@ -321,6 +321,13 @@ def test_bad_places(tmp_path, name, kind, message):
     else:
         with pytest.raises(ValueError, match=message):
             check_out(tmp_path / name, overwrite=True, kind=kind)
+
+
+def test_a_folder_of_something_else_is_never_overwritten(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years")
+    with pytest.raises(ValueError, match="thesis is a folder with other things than a run in it"):
+        check_out(tmp_path / "thesis", overwrite=True, kind="folder")
 
 
 def test_an_empty_folder_is_a_good_place_for_a_run(tmp_path):
