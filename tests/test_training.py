@@ -34,7 +34,7 @@ def train(tiny, rows=LENGTHS, **options):
     ids=["frozen", "last", "full", "binary", "multiclass"],
 )
 def test_ten_sequences_can_be_memorized(tiny, tuning, rows, task):
-    run = train(tiny, rows, task=task, tuning=tuning, epochs=100, global_batch_size=10, encoder_learning_rate=2e-4,
+    run = train(tiny, rows, task=task, tuning=tuning, epochs=200, global_batch_size=10, encoder_learning_rate=1e-4,
                 head_learning_rate=3e-3, head={"name": "mlp", "dropout": 0.0})  # fmt: skip
     predictions = run.predictor.predict([sequence for sequence, _ in rows])
     labels = [label for _, label in rows]
