@@ -256,7 +256,7 @@ def _whole(value: Any) -> str:
         return ""
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
         return str(int(value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value)
 
 
 _WHOLE = re.compile(r"(0|-?[1-9][0-9]*)\.0+")
