@@ -61,13 +61,13 @@ def curate_training(data: Any, config: TrainConfig) -> Curated:
     try:
         known, strangers = check_labels(known, kind, target)
     except ValueError:
-        _refuse(_in_order(problems, tables), config.skip_bad_rows)
+        refuse(_in_order(problems, tables), config.skip_bad_rows)
         raise
     problems = _in_order(problems + strangers, tables)
-    _refuse(problems, config.skip_bad_rows)
+    refuse(problems, config.skip_bad_rows)
     dataset = Dataset(
         records=tuple(known), target=target, kind=kind, sha256=_checksum(tables),
-        notices=(*notices, *_skipped(problems)), problems=tuple(problems),
+        notices=(*notices, *skipped(problems)), problems=tuple(problems),
     )  # fmt: skip
     return Curated(dataset=dataset, columns=columns[0])
 
@@ -98,12 +98,12 @@ def curate_labeled(
                 Problem(r.where, r.id, f"the predictor does not know the class {r.label!r}; it knows {known}")
             )
     problems = _in_order(problems, [table])
-    _refuse(problems, skip_bad_rows)
+    refuse(problems, skip_bad_rows)
     bad = {problem.where for problem in problems}
     known = tuple(r for r in records if r.label is not None and r.where not in bad)
     if not known:
         raise ValueError(f"no {subset + ' ' if subset else ''}row of {table.source} has a label in {columns.target!r}.")
-    notices = [*rows.notices, *_skipped(problems)]
+    notices = [*rows.notices, *skipped(problems)]
     unlabeled = sum(r.label is None for r in records)
     if unlabeled:
         notices.append(f"Rows without a label in {columns.target!r}, left out: {unlabeled:,}.")
@@ -213,12 +213,18 @@ def _in_order(problems: Sequence[Problem], tables: Sequence[Table]) -> list[Prob
     return sorted(problems, key=lambda problem: place[problem.where])
 
 
-def _refuse(problems: Sequence[Problem], skip: bool) -> None:
+def refuse(problems: Sequence[Problem], skip: bool) -> None:
+    """Stop at rows that cannot be used, unless they are to be skipped.
+
+    Raises:
+        BadRowsError: with every such row.
+    """
     if problems and not skip:
         raise BadRowsError(problems, "Mend them, or leave them out with --skip-bad-rows. Nothing was written.")
 
 
-def _skipped(problems: Sequence[Problem]) -> list[str]:
+def skipped(problems: Sequence[Problem]) -> list[str]:
+    """A sentence for each row that was left out."""
     return [f"Left out {problem}." for problem in problems]
 
 

@@ -204,8 +204,9 @@ class _Classes(Task):
         """Scores of the most probable class, and of the probabilities."""
         return classification_scores(self.targets(labels).numpy(), self._probabilities(outputs).double().numpy())
 
+    @abstractmethod
     def _probabilities(self, outputs: Float[Tensor, "points outputs"]) -> Float[Tensor, "points classes"]:
-        raise NotImplementedError
+        """The probability of each class, in float64."""
 
 
 @task("binary")

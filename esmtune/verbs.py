@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import polars as pl
 
 from esmtune.config import TOKENS_PER_BATCH, Accelerator, Pooling, Precision, TrainConfig
-from esmtune.curation import Curated, curate_labeled, curate_training
+from esmtune.curation import Curated, curate_labeled, curate_training, refuse, skipped
 from esmtune.datasets import find_columns, read_rows
 from esmtune.events import Notice, Watcher, silent
 from esmtune.readers import read
-from esmtune.records import BadRowsError, Split
+from esmtune.records import Split
 from esmtune.registry import nearest
 from esmtune.runs import Run, metrics_of, predictions_of, readings, resolved, write_run
 from esmtune.writers import Embeddings, check_out, write_embeddings, write_json, write_table
@@ -303,9 +303,8 @@ def embed(
         check_out(Path(out), overwrite=overwrite, kind="embeddings")
     table = read(data)
     rows = read_rows(table, find_columns(table, sequence=sequence, id=id, labeled=False), max_length=max_length)
-    if rows.problems and not skip_bad_rows:
-        raise BadRowsError(rows.problems, "Mend them, or leave them out with --skip-bad-rows. Nothing was written.")
-    for text in [*rows.notices, *(f"Left out {problem}." for problem in rows.problems)]:
+    refuse(rows.problems, skip_bad_rows)
+    for text in [*rows.notices, *skipped(rows.problems)]:
         watch(Notice(text))
     if not rows.records:
         raise ValueError(f"no row of {table.source} can be embedded.")
