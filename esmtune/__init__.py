@@ -11,15 +11,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esmtune.encoders import load_encoder, save_huggingface
+    from esmtune.ensembles import Ensemble
     from esmtune.predictor import Predictor
     from esmtune.runs import Run
-    from esmtune.verbs import embed, evaluate, load, predict, train
+    from esmtune.verbs import embed, evaluate, load, merge, predict, train
 
-__version__ = "0.1.0"
-__all__ = ["Predictor", "Run", "embed", "evaluate", "load", "load_encoder", "predict", "save_huggingface", "train"]
+__version__ = "0.2.0"
+__all__ = [
+    "Ensemble",
+    "Predictor",
+    "Run",
+    "embed",
+    "evaluate",
+    "load",
+    "load_encoder",
+    "merge",
+    "predict",
+    "save_huggingface",
+    "train",
+]
 
 # Imported on first use: importing esmtune itself costs nothing.
-_ROOMS = {"load_encoder": "encoders", "save_huggingface": "encoders", "Predictor": "predictor", "Run": "runs"}
+_ROOMS = {
+    "load_encoder": "encoders",
+    "save_huggingface": "encoders",
+    "Ensemble": "ensembles",
+    "Predictor": "predictor",
+    "Run": "runs",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,9 +3,10 @@
 import re
 import string
 
+AMINO_ACIDS = "LAGVSERTIDPKQNFYMHWC"
 SYMBOLS = (
     *("<cls>", "<pad>", "<eos>", "<unk>"),
-    *"LAGVSERTIDPKQNFYMHWC",  # the twenty amino acids
+    *AMINO_ACIDS,
     *"XBUZO",  # any, Asx, selenocysteine, Glx, pyrrolysine
     *(".", "-", "<null_1>", "<mask>"),
 )

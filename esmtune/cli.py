@@ -15,6 +15,7 @@ import esmtune
 from esmtune import events
 from esmtune.config import TOKENS_PER_BATCH, Accelerator, Pooling, Precision, TrainConfig
 
+DIVERGED = 3  # exit code of a run whose numbers ceased to be finite
 PARTS = ("--task", "--head", "--tuning")  # --head mlp is short for --head.name mlp
 Encoder = Annotated[str | None, Parameter(help="Where the encoder's weights are now, if they have moved.")]
 Sequence = Annotated[str | None, Parameter(help="The column with the sequences, if its name is not a usual one.")]
@@ -48,8 +49,11 @@ def main() -> None:
         messages.print(f"esmtune: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        messages.print("esmtune: stopped; nothing half-written is left.")
+        messages.print("esmtune: stopped; nothing half-written is left. The same command with --resume goes on.")
         sys.exit(130)
+    except events.Terminated:
+        messages.print("esmtune: asked to stop, and saved. The same command with --resume goes on.")
+        sys.exit(143)
 
 
 def run(arguments: list[str]) -> None:
@@ -78,6 +82,7 @@ def train(
     *,
     out: Annotated[Path | None, Parameter(help="A new folder for the run. [default: runs/NAME]")] = None,
     overwrite: Overwrite = False,
+    resume: Annotated[bool, Parameter(help="Go on with a run that was stopped, to the same result.")] = False,
     config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008 - frozen
 ) -> None:
     """Fine-tune an ESM-2 on a table of labeled sequences, and evaluate it.
@@ -86,18 +91,22 @@ def train(
     """
     from esmtune import verbs
 
-    folder = out or _free(Path("runs") / Path(data).name.split(".")[0])
+    usual = Path("runs") / Path(data).name.split(".")[0]
+    folder = out or (_stopped(usual) if resume else None) or _free(usual)
     options = {name: getattr(config, name) for name in config.__dataclass_fields__}
     with Bars() as bars:
-        done = verbs.train(data, out=folder, overwrite=overwrite, watch=bars, **options)
+        done = verbs.train(data, out=folder, overwrite=overwrite, resume=resume, watch=bars, **options)
     for split in ("valid", "test"):
         if split in done.metrics:
             _print_scores(
                 f"{split}: {done.metrics['records'][split]:,} records",
                 done.metrics[split],
                 done.metrics["baselines"][split],
+                done.metrics.get(f"{split}_sd"),
             )
     results.print(f"Run: {folder}", soft_wrap=True)
+    if done.diverged:
+        sys.exit(DIVERGED)
 
 
 @app.command
@@ -107,10 +116,13 @@ def evaluate(
     *,
     out: Annotated[Path | None, Parameter(help="Also write the scores to this .json file.")] = None,
     overwrite: Overwrite = False,
-    target: Annotated[str | None, Parameter(help="The column with the labels. [default: as in training]")] = None,
+    target: Annotated[
+        tuple[str, ...] | None, Parameter(help="The column with the labels. [default: as in training]")
+    ] = None,
     sequence: Sequence = None,
     id: Identifier = None,
     split: Annotated[str | None, Parameter(help="The column that says train, valid or test.")] = None,
+    mask: Annotated[str | None, Parameter(help="The column that says which residues count.")] = None,
     subset: Annotated[Literal["train", "valid", "test"] | None, Parameter(help="Only the rows of this split.")] = None,
     skip_bad_rows: Skip = False,
     encoder: Encoder = None,
@@ -123,7 +135,7 @@ def evaluate(
     with Bars() as bars:
         result = verbs.evaluate(
             run, data, out=out, overwrite=overwrite, target=target, sequence=sequence, id=id, split=split,
-            subset=subset, skip_bad_rows=skip_bad_rows, encoder=encoder, accelerator=accelerator,
+            mask=mask, subset=subset, skip_bad_rows=skip_bad_rows, encoder=encoder, accelerator=accelerator,
             tokens_per_batch=tokens_per_batch, watch=bars,
         )  # fmt: skip
     _print_scores(f"{result['records']:,} records", result["scores"], result["baseline"])
@@ -139,6 +151,7 @@ def predict(
     ] = None,
     overwrite: Overwrite = False,
     sequence: Sequence = None,
+    probabilities: Annotated[bool, Parameter(help="Also of residues, the probability of each class.")] = False,
     encoder: Encoder = None,
     verify: Annotated[bool, Parameter(help="First recompute three outputs saved with the predictor.")] = False,
     accelerator: Device = "auto",
@@ -149,8 +162,8 @@ def predict(
 
     with Bars() as bars:
         frame = verbs.predict(
-            run, data, out=out, overwrite=overwrite, sequence=sequence, encoder=encoder, verify=verify,
-            accelerator=accelerator, tokens_per_batch=tokens_per_batch, watch=bars,
+            run, data, out=out, overwrite=overwrite, sequence=sequence, probabilities=probabilities,
+            encoder=encoder, verify=verify, accelerator=accelerator, tokens_per_batch=tokens_per_batch, watch=bars,
         )  # fmt: skip
     if out is None:
         from esmtune.writers import flat
@@ -193,6 +206,22 @@ def embed(
     results.print(f"Embeddings: {out} ({len(embeddings.ids):,} sequences, {embeddings.vectors.shape})", soft_wrap=True)
 
 
+@app.command
+def merge(
+    run: str,
+    *,
+    out: Annotated[Path, Parameter(help="A new folder for the predictor.")],
+    overwrite: Overwrite = False,
+    encoder: Encoder = None,
+    self_contained: Annotated[bool, Parameter(help="Save the whole encoder, so that it needs no other file.")] = False,
+) -> None:
+    """Work the adapters of a run (LoRA and its kin) into the encoder's weights; predictions stay the same."""
+    from esmtune import verbs
+
+    verbs.merge(run, out=out, overwrite=overwrite, encoder=encoder, self_contained=self_contained)
+    results.print(f"Predictor: {out}", soft_wrap=True)
+
+
 class Bars:
     """Notices as lines and progress as bars, both on standard error; no bars where nobody watches."""
 
@@ -232,15 +261,28 @@ class Bars:
 def _free(folder: Path) -> Path:
     """The first name of folder, folder-2, folder-3 ... that is not taken."""
     number = 1
-    while (name := folder if number == 1 else folder.with_name(f"{folder.name}-{number}")).exists():
+    while True:
+        name = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        if not name.exists() and not name.with_name(f"{name.name}.unfinished").exists():
+            return name
         number += 1
-    return name
 
 
-def _print_scores(title: str, scores: dict[str, float | None], baseline: dict[str, float | None]) -> None:
+def _stopped(folder: Path) -> Path | None:
+    """The newest run of this name that was stopped."""
+    found = [path for path in folder.parent.glob(f"{folder.name}*.unfinished") if path.is_dir()]
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return newest.with_suffix("") if newest else None
+
+
+def _print_scores(
+    title: str, scores: dict[str, float | None], baseline: dict[str, float | None], sd: dict[str, float] | None = None
+) -> None:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in ("metric", "predictor", "baseline"):
+    columns = [("predictor", scores), ("baseline", baseline), *([("sd of members", sd)] if sd else [])]
+    for column in ("metric", *(name for name, _ in columns)):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name in scores:
-        table.add_row(name, *("-" if x is None else f"{x:.4f}" for x in (scores[name], baseline[name])))
+        values = (found.get(name) for _, found in columns)
+        table.add_row(name, *("-" if x is None else f"{x:.4f}" for x in values))
     results.print(table)

@@ -1,62 +1,127 @@
 """How a predictor is put together: from parts and pretrained weights, or from a saved one."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from esmtune.config import DEFAULT_ENCODER, DEFAULT_HEAD, DEFAULT_TUNING, Part, TrainConfig
-from esmtune.esm2 import ESM2
-from esmtune.events import Notice, Watcher
+import torch
+
+from esmtune.config import DEFAULT_ENCODER, DEFAULT_HEAD, DEFAULT_TUNING, LAYERS, Part, TrainConfig
+from esmtune.encoders import Source
+from esmtune.esm2 import ESM2, LMHead
+from esmtune.events import Notice, Watcher, silent
 from esmtune.heads import head
 from esmtune.predictor import Predictor, Spec, find_encoder
-from esmtune.records import Dataset
-from esmtune.tasks import Task, task
-from esmtune.tuning import tuning
+from esmtune.records import Dataset, Label
+from esmtune.tasks import Multitask, Task, task
+from esmtune.tuning import automatic, tuning
+
+MLM_HEAD = "language-model"
 
 
-def compose(config: TrainConfig, data: Dataset, watch: Watcher) -> Predictor:
-    """Put encoder, head and task together, from the configuration and, with `init`, from a saved predictor.
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where the weights of a run begin: an encoder, and a saved predictor around it with `init`."""
+
+    encoder: ESM2
+    source: Source
+    moved: frozenset[str]
+    start: Predictor | None
+
+
+def find_origin(config: TrainConfig, data: Dataset, watch: Watcher) -> Origin:
+    """Load what a run begins with.
 
     Raises:
-        ValueError: for a part, option, encoder or predictor that cannot be had, or that does not fit the data.
+        ValueError: for an encoder or predictor that cannot be had.
     """
-    labels = [r.label for r in data.of("train")]
-    task_spec = task.resolve(_completed({"name": data.kind}, config.task))
-    tuning_spec = tuning.resolve(_completed({"name": DEFAULT_TUNING}, config.tuning))
-    fitted = task[data.kind].fit(labels, **{k: v for k, v in task_spec.items() if k != "name"})
+    if config.init and config.encoder:
+        raise ValueError("init brings its own encoder: leave out encoder, or take encoder=RUN for the encoder alone.")
     start = Predictor.load(config.init) if config.init else None
     if start is None:
-        encoder, source, moved = find_encoder(config.encoder or DEFAULT_ENCODER)
-        head_spec = _completed({"name": DEFAULT_HEAD}, config.head)
+        encoder, source, moved = find_encoder(config.encoder or DEFAULT_ENCODER, lm_head=data.kind == "mlm")
+        if data.kind == "mlm" and encoder.lm_head is None:
+            watch(Notice(f"{source.name} has no LM head: it learns a new one."))
+            encoder.lm_head = LMHead(encoder.config.embed_dim)
     else:
-        if config.encoder:
-            raise ValueError(
-                "init brings its own encoder: leave out encoder, or take encoder=RUN for the encoder alone."
-            )
+        if start.is_adapted:
+            start = start.merged()
         encoder, source, moved = start.encoder, start.spec.encoder, start.moved
-        head_spec = _completed(start.spec.head, config.head)
-        head_names = [n for n in start.state_dict() if n.startswith("head.") and "standardize" not in n]
-        if not all(starts_anew(config, name) for name in head_names):
-            fitted = _same_task(fitted, start, config)
-    spec = Spec(
-        encoder=source,
-        shape=encoder.config,
-        tuning=tuning_spec,
-        head=head.resolve(head_spec),
-        task=fitted.spec(),
-        target=data.target,
-        max_length=config.max_length,
-        trained_on={"records": len(labels), "sha256": data.sha256},
-    )
     if source.is_random:
         weights = "has RANDOM weights: it has seen no protein" if start is None else "began with RANDOM weights"
         watch(Notice(f"The encoder {source.name} {weights}."))
     if source.left_out:
         watch(Notice(f"Left out of {source.name}, being no part of the encoder: {', '.join(source.left_out)}."))
+    return Origin(encoder=encoder, source=source, moved=moved, start=start)
+
+
+def fit_task(data: Dataset, asked: Part | None, labels: Sequence[Label] | None = None) -> Task:
+    """Make the task that the data call for, of the training labels, with the options that were asked for.
+
+    With several targets each has a task of its own, and an option goes to every one of them that has it.
+
+    Raises:
+        ValueError: for an option that no task has.
+    """
+    if labels is None:
+        labels = [label for r in data.of("train") for label in r.labels]
+    options = {k: v for k, v in (asked or {}).items() if k != "name"}
+    if len(data.targets) == 1:
+        return _fitted(data.kind, labels, options)
+    for option in options:
+        if not any(option in task.options(target.kind) for target in data.targets):
+            task.resolve({"name": data.targets[0].kind, option: options[option]})  # says what there is
+    parts = []
+    for place, target in enumerate(data.targets):
+        own = [None if label is None else label[place] for label in labels]  # pyright: ignore[reportIndexIssue]
+        fitting = {k: v for k, v in options.items() if k in task.options(target.kind)}
+        parts.append((target.name, _fitted(target.kind, own, fitting)))
+    return Multitask.of(parts)
+
+
+def _fitted(kind: str, labels: Sequence[Label], options: Mapping[str, Any]) -> Task:
+    resolved = task.resolve({"name": kind, **options})
+    return task[kind].fit(labels, **{k: v for k, v in resolved.items() if k != "name"})
+
+
+def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, watch: Watcher = silent) -> Predictor:
+    """Put encoder, head and task together. Draws new weights from torch's generator.
+
+    Raises:
+        ValueError: for a part or option that cannot be had, or that does not fit the data.
+    """
+    start = origin.start
+    tuning_spec = tuning.resolve(_tuning(config, data, origin.encoder, watch))
+    usual = {"name": MLM_HEAD if data.kind == "mlm" else DEFAULT_HEAD}
+    head_spec = _completed(usual if start is None else start.spec.head, config.head)
+    if start is not None:
+        head_names = [n for n in start.state_dict() if n.startswith("head.") and "standardize" not in n]
+        if not all(starts_anew(config, name) for name in head_names):
+            fitted = _same_task(fitted, start, config)
+    layers, mix = _layers(config, data, origin.encoder), config.mix
+    if start is not None and config.layers is None:
+        layers, mix = start.spec.layers, start.spec.mix
+    spec = Spec(
+        encoder=origin.source,
+        shape=origin.encoder.config,
+        tuning=tuning_spec,
+        layers=layers,
+        mix=mix,
+        head=_leveled(head.resolve(head_spec), config.head, data),
+        task=fitted.spec(),
+        targets=data.targets,
+        max_length=config.max_length,
+        trained_on={"records": len(data.of("train")), "sha256": data.sha256},
+    )
     if start is None:
-        return _tuned(Predictor(spec, encoder, moved), tuning_spec)
-    fresh = Predictor(spec, ESM2(encoder.config), moved)
-    return _tuned(_initialized(fresh, start, config, watch), tuning_spec)
+        encoder = origin.encoder if tuning_spec["name"] == "frozen" else copy.deepcopy(origin.encoder)
+        return _tuned(Predictor(spec, encoder, origin.moved), tuning_spec)
+    fresh = Predictor(spec, ESM2(origin.encoder.config), origin.moved)
+    predictor = _tuned(_initialized(fresh, start, config, watch), tuning_spec)
+    standardized = (n for n in predictor.state_dict() if n.startswith(("encoder.", "head.standardize")))
+    predictor.is_standardized = not any(starts_anew(config, name) for name in standardized)
+    return predictor
 
 
 def _completed(usual: Mapping[str, Any], asked: Part | None) -> Mapping[str, Any]:
@@ -65,13 +130,79 @@ def _completed(usual: Mapping[str, Any], asked: Part | None) -> Mapping[str, Any
     return {**usual, **asked} if asked.get("name", usual["name"]) == usual["name"] else asked
 
 
-def _tuned(predictor: Predictor, spec: dict[str, Any]) -> Predictor:
+def _tuning(config: TrainConfig, data: Dataset, encoder: ESM2, watch: Watcher) -> Mapping[str, Any]:
+    """The tuning that was asked for, or with `auto` the one that the size of the model and the labels call for."""
+    asked = _completed({"name": "full" if data.kind == "mlm" else DEFAULT_TUNING}, config.tuning)
+    if data.kind == "mlm" and asked["name"] == "frozen":
+        raise ValueError(
+            "task mlm goes on training the encoder: tuning frozen leaves nothing to train. Take full or lora."
+        )
+    if asked["name"] != "auto":
+        return asked
+    if len(asked) > 1:
+        raise ValueError("tuning auto has no options: name the tuning that they belong to.")
+    labels = sum(label is not None for r in data.of("train") for label in r.labels)
+    size = sum(weight.numel() for weight in encoder.parameters())
+    name, why = automatic(size, labels)
+    watch(Notice(f"Tuning: {name}, because {why}."))
+    return {"name": name}
+
+
+def _leveled(spec: dict[str, Any], asked: Part | None, data: Dataset) -> dict[str, Any]:
+    """A head at the level of the labels: its pool keeps residues apart where each has a label of its own."""
+    if data.level == "residue" and "pool" in spec and "pool" not in (asked or {}):
+        spec = {**spec, "pool": "residue"}
+    level = head.build(spec, 2, 1).level
+    if level != data.level:
+        fitting = [name for name in head if name != MLM_HEAD and _can(name, data.level)]
+        pool = f" with pool {spec['pool']!r}" if "pool" in spec else ""
+        raise ValueError(
+            f"head {spec['name']!r}{pool} says one thing a {level}, "
+            f"but the labels of {data.targets[0].name!r} are one a {data.level}. Heads for that: {', '.join(fitting)}"
+            f"{' with --head.pool residue' if data.level == 'residue' else ''}."
+        )
+    return spec
+
+
+def _can(name: str, level: str) -> bool:
+    pools = getattr(head.options(name).get("pool"), "annotation", None)
+    if pools is None:
+        return level == head.build({"name": name}, 2, 1).level
+    return level == "sequence" or "residue" in str(pools)
+
+
+def _layers(config: TrainConfig, data: Dataset, encoder: ESM2) -> tuple[int, ...]:
+    """The layers that the head sees, from `-1`, `0,3,-1` or `all`; without a word those of docs/recipes.md."""
+    text, last = config.layers, encoder.config.num_layers
+    if data.kind == "mlm":
+        if text is not None or config.mix:
+            raise ValueError("task mlm reads the last layer: leave out layers and mix.")
+        return (last,)
+    if text is None:
+        count = min(LAYERS, last + 1) if data.level == "sequence" else 1
+        return tuple(last - round(last * place / max(1, count - 1)) for place in reversed(range(count)))
+    if text.strip() == "all":
+        return tuple(range(last + 1))
+    try:
+        wanted = [encoder.layer_index(int(part)) for part in text.split(",")]
+    except ValueError as error:
+        what = "" if "invalid literal" in str(error) else f" ({error})"
+        raise ValueError(f"layers is {text!r}, expected a number, several such as 0,3,-1, or all{what}.") from None
+    if len(set(wanted)) < len(wanted):
+        raise ValueError(f"layers is {text!r}: a layer stands there twice.")
+    return tuple(wanted)
+
+
+def _tuned(predictor: Predictor, spec: Mapping[str, Any]) -> Predictor:
     """Let those weights move that the tuning says, and note them as moved."""
     predictor.encoder.requires_grad_(False)
-    tuning.build(spec, predictor.encoder)
-    moving = {name for name, weight in predictor.encoder.named_parameters() if weight.requires_grad}
-    if len(moving) == len(list(predictor.encoder.parameters())):
-        moving |= set(predictor.encoder.state_dict())
+    before = frozenset(predictor.encoder.state_dict())
+    predictor.rates = tuning.build(spec, predictor.encoder)
+    for name, weight in predictor.encoder.named_parameters():
+        weight.requires_grad_(name in predictor.rates)
+    moving = frozenset(predictor.rates) & before
+    if moving >= {name for name, _ in predictor.encoder.named_parameters()}:
+        moving |= before
     predictor.moved |= moving
     return predictor
 
@@ -85,14 +216,18 @@ def _same_task(fitted: Task, start: Predictor, config: TrainConfig) -> Task:
     """The saved task goes on, for its head was trained in its unit and its order of classes."""
     old = start.task
     strangers = set(getattr(fitted, "classes", ())) - set(getattr(old, "classes", ()))
-    if fitted.name != old.name or strangers:
+    if fitted.name != old.name or strangers or old.num_outputs < fitted.num_outputs:
         what = f"has no class {', '.join(sorted(strangers))}" if fitted.name == old.name else f"is a {old.name}"
+        instead = f", or say --task {old.name}" if {old.name, fitted.name} <= NAMED and not strangers else ""
         raise ValueError(
             f"the predictor to start from {what}, but the data is a {fitted.name}. "
-            "Start its head anew: --init-skip head."
+            f"Start its head anew: --init-skip head{instead}."
         )
-    asked = {"loss_name": fitted.spec()["loss_name"]} if "loss" in (config.task or {}) else {}
+    asked = {k: v for k, v in fitted.spec().items() if k.removesuffix("_name") in (config.task or {}) and k != "name"}
     return replace(old, **asked)  # pyright: ignore[reportArgumentType]
+
+
+NAMED = {"binary", "multiclass"}
 
 
 def _initialized(fresh: Predictor, start: Predictor, config: TrainConfig, watch: Watcher) -> Predictor:
@@ -112,7 +247,8 @@ def _initialized(fresh: Predictor, start: Predictor, config: TrainConfig, watch:
             f"{config.init} does not fit the head that is asked for ({', '.join(wrong)}). "
             "Start it anew: --init-skip head."
         )
-    fresh.load_state_dict(kept, strict=False)
+    with torch.no_grad():
+        fresh.load_state_dict(kept, strict=False)
     new = sorted(wanted.keys() - kept.keys())
     fresh.moved |= {name.removeprefix("encoder.") for name in new if name.startswith("encoder.")}
     watch(Notice(f"From {config.init}: {len(kept)} weights loaded; new: {', '.join(new) or 'none'}."))

@@ -7,10 +7,14 @@ Part = dict[str, str | int | float | bool]  # {"name": ..., option: value}
 Precision = Literal["float32", "bfloat16"]
 Accelerator = Literal["auto", "cpu", "cuda", "mps"]
 Pooling = Literal["mean", "cls", "residue"]
+Level = Literal["sequence", "residue"]
+Replicates = Literal["keep", "mean"]
+ScheduleShape = Literal["cosine", "linear", "constant"]
 
 DEFAULT_ENCODER = "esm2_t6_8M_UR50D"
 DEFAULT_HEAD = "mlp"
 DEFAULT_TUNING = "frozen"
+LAYERS = 7  # that the head sees of an encoder, spread evenly from the embeddings to the last
 TOKENS_PER_BATCH = 4096
 
 
@@ -18,14 +22,22 @@ TOKENS_PER_BATCH = 4096
 class TrainConfig:
     """The options of `esmtune train`, the same in the shell, in Python and in `run.toml`."""
 
-    target: str | None = None
-    """The column with the labels; found by its usual names (target, label, score, ...) when not given."""
+    target: tuple[str, ...] | None = None
+    """The column, or columns, with the labels; found by its usual names (target, label, score, ...) when not given."""
     sequence: str | None = None
     """The column with the sequences; found by its usual names (sequence, seq, ...) when not given."""
     id: str | None = None
     """The column with a name for each row; found by its usual names (id, entry, ...) when not given."""
     split: str | None = None
     """The column that says train, valid or test; found by its usual names (split, set, ...) when not given."""
+    weight: str | None = None
+    """A column that says how much each row counts in the loss."""
+    mask: str | None = None
+    """A column that says for each residue whether its label counts (1) or not (0)."""
+    level: Level | None = None
+    """Whether labels belong to sequences or to residues; told from the labels when not given."""
+    replicates: Replicates = "keep"
+    """Rows of the same sequence are kept as they are, or averaged (mean)."""
     valid: str | None = None
     """A file with the validation rows, instead of a split column."""
     test: str | None = None
@@ -40,8 +52,8 @@ class TrainConfig:
     """Cut sequences to their first so many residues."""
 
     task: Part | None = None
-    """What the labels are: regression, binary or multiclass; told from the labels when that is clear.
-    Options follow a dot: --task.loss huber."""
+    """What the labels are: regression, binary, multiclass, multilabel or ordinal; told from the labels when that is
+    clear. mlm goes on with language modeling on sequences without labels. Options follow a dot: --task.loss huber."""
     encoder: str | None = None
     """An ESM-2: a Hugging Face name or folder, a fair-esm .pt, a run of ours, or random:NAME.
     [default: esm2_t6_8M_UR50D]"""
@@ -49,10 +61,22 @@ class TrainConfig:
     """A run to start from, with all its weights, head included."""
     init_skip: tuple[str, ...] = ()
     """Weights of --init to leave out and start anew, by the beginning of their name, such as head."""
+    layers: str | None = None
+    """What the head sees: a layer of the encoder (0 is the embeddings, -1 the last), or several side by side, 0,3,-1 or
+    all. [default: seven from first to last, for residues the last]"""
+    mix: bool = False
+    """Mix several layers into one by learned weights, instead of laying them side by side."""
     head: Part | None = None
-    """What reads the encoder: linear or mlp. Options follow a dot: --head.hidden 64. [default: mlp]"""
+    """What reads the encoder: linear, mlp, conv, attention, light-attention or ridge. Options follow a dot:
+    --head.hidden 64. [default: mlp]"""
     tuning: Part | None = None
-    """Which weights of the encoder move: frozen (none), last (--tuning.layers of them), full. [default: frozen]"""
+    """Which weights of the encoder move: frozen (none), last (--tuning.layers of them), bitfit (biases), full,
+    probe-then-full (head first), adapters (lora, dora, ia3, ...), or auto. [default: frozen]"""
+    seeds: int = 1
+    """Train so many times, from seed on, and predict with all of them together."""
+    folds: int | None = None
+    """Train on all but one of so many parts, each in turn, and predict with all of them together; 1 is no folds.
+    [default: 5 where there are too few rows to set some aside for validation]"""
 
     epochs: int = 30
     """Passes over the training rows."""
@@ -69,7 +93,11 @@ class TrainConfig:
     encoder_learning_rate: float = 1e-4
     """The encoder's learning rate at its peak."""
     warmup: float = 0.1
-    """The share of the steps in which the rates rise; then they fall along a cosine."""
+    """The share of the steps in which the rates rise; then they follow the schedule."""
+    schedule: ScheduleShape = "cosine"
+    """How the rates fall after the warm-up: along a cosine, in a line, or not at all (constant)."""
+    ema: float = 0.0
+    """Keep a moving average of the weights with this decay a step, and use that; 0 is none."""
     weight_decay: float = 0.01
     """AdamW's weight decay, of matrices only."""
     clip: float = 1.0
@@ -91,28 +119,35 @@ class TrainConfig:
     """Machines, started by torchrun or SLURM."""
     log: tuple[Literal["csv", "tensorboard"], ...] = ()
     """Also write the history to RUN/logs, for these."""
+    checkpoint_minutes: float = 5.0
+    """Save what --resume needs to go on, at most this often."""
     self_contained: bool = False
     """Save a frozen encoder with the predictor, so that it needs no other file."""
 
     def __post_init__(self):
         at_least = {"epochs": 1, "max_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "tokens_per_batch": 1,
-                    "patience": 1, "devices": 1, "num_nodes": 1, "max_length": 1, "seed": 0,
+                    "patience": 1, "devices": 1, "num_nodes": 1, "max_length": 1, "seed": 0, "seeds": 1, "folds": 1,
+                    "checkpoint_minutes": 0,
                     "head_learning_rate": 0, "encoder_learning_rate": 0, "weight_decay": 0, "clip": 0}  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise ValueError(f"{name} is {value}, expected {least} or more.")
-        choices = {"precision": get_args(Precision), "accelerator": get_args(Accelerator)}
+        choices = {"precision": get_args(Precision), "accelerator": get_args(Accelerator),
+                   "schedule": get_args(ScheduleShape), "replicates": get_args(Replicates),
+                   "level": (None, *get_args(Level))}  # fmt: skip
         choices |= {f"log {name}": ("csv", "tensorboard") for name in self.log}
         for name, known in choices.items():
             value = name.removeprefix("log ") if name.startswith("log ") else getattr(self, name)
             if value not in known:
-                raise ValueError(f"{name.split()[0]} is {value!r}, expected one of {', '.join(known)}.")
+                raise ValueError(f"{name.split()[0]} is {value!r}, expected one of {', '.join(filter(None, known))}.")
         if not self.clip > 0:
             raise ValueError(f"clip is {self.clip}, expected more than 0.")
-        if self.seed >= 1 << 32:
+        if self.seed + self.seeds > 1 << 32:
             raise ValueError(f"seed is {self.seed}, expected less than 2 to the 32nd, {1 << 32}.")
-        for name in ("valid_fraction", "test_fraction", "warmup"):
+        if self.seeds > 1 and (self.folds or 1) > 1:
+            raise ValueError("seeds and folds both train several times: take one of them.")
+        for name in ("valid_fraction", "test_fraction", "warmup", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a share from 0 to below 1.")
         if self.init_skip and not self.init:

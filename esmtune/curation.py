@@ -2,37 +2,36 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from esmtune.config import TrainConfig
-from esmtune.datasets import (
-    INFERRED,
-    LABELS_ARE_NUMBERS,
-    Columns,
-    check_labels,
-    find_columns,
-    infer_kind,
-    read_labels,
-    read_rows,
-)
+from esmtune.datasets import Columns, find_columns, read_rows
+from esmtune.inference import Told, infer_targets
+from esmtune.labels import READS, Reads
 from esmtune.readers import read
-from esmtune.records import BadRowsError, Dataset, Problem, Record, Split, Table
+from esmtune.records import BadRowsError, Dataset, Form, Problem, Record, Row, Split, Table, Target
+from esmtune.replicates import weighted, with_replicates
 from esmtune.splits import split_at_random
+from esmtune.targets import Column, Known, check_labels, is_per_residue, names_of, read_labels, strange, with_labels
 
 RELATED = (
     "The split is random: related sequences can stand on both sides of it, and then the scores are higher than they "
     "will be for proteins unlike these."
 )
+FOLDS = 5
+FEW = 10  # sequences: with less for validation it goes by folds, unless there are less in all
+LANGUAGE = (Target(name="sequence", kind="mlm", form="letters"),)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curated:
-    """A dataset and the columns it was read from."""
+    """A dataset, the columns it was read from, and how many folds its training records are to be split into."""
 
     dataset: Dataset
     columns: Columns
+    folds: int  # 1: there are none
 
 
 def curate_training(data: Any, config: TrainConfig) -> Curated:
@@ -42,41 +41,48 @@ def curate_training(data: Any, config: TrainConfig) -> Curated:
         BadRowsError: for rows that cannot be used, unless they are to be skipped.
         ValueError: for everything else that is wrong with the data, with what to do.
     """
+    kind, reads = _asked_kind(config)
     tables, parts = _read_tables(data, config)
-    columns = _columns_of(tables, parts, config)
-    rows = [read_rows(table, found, max_length=config.max_length) for table, found in zip(tables, columns, strict=True)]
-    records = [replace(r, split=part or r.split) for part, rs in zip(parts, rows, strict=True) for r in rs.records]
-    problems = [problem for rs in rows for problem in rs.problems]
-    target = columns[0].target or ""
-    kind, why = _asked_kind(config) or infer_kind(records)
-    labeled, unreadable = read_labels(records, kind)
-    problems += unreadable
-    notices = [f"Task: {kind} of {target!r}, {why}.", *(n for rs in rows for n in rs.notices)]
-    unlabeled = sum(r.label is None for r in labeled)
-    if unlabeled:
-        notices.append(f"Rows without a label in {target!r}, left out: {unlabeled:,}.")
-    known = [r for r in labeled if r.label is not None]
-    known, more = _with_splits(known, kind, config, missing=_missing_splits(tables, columns[0], config, known))
-    notices += more
+    columns = _columns_of(tables, parts, config, kind)
+    read_parts = [read_rows(t, found, max_length=config.max_length) for t, found in zip(tables, columns, strict=True)]
+    rows = [_in_part(row, part) for part, found in zip(parts, read_parts, strict=True) for row in found.rows]
+    problems = [problem for found in read_parts for problem in found.problems]
+    told = _told(rows, columns, config, kind, reads, tables)
+    targets = told.targets
+    labeled = read_labels(rows, targets, told.columns, reads)
+    problems += labeled.problems
+    notices = [*told.notices, *(text for found in read_parts for text in found.notices), *labeled.notices]
+    known, more = with_labels(labeled.records, targets)
+    missing = _missing_splits(tables, columns[0], config, known)
+    folds = _folds(config, kind, missing, known)
+    stratify = len(targets) == 1 and targets[0].form == "one" and reads[targets[0].kind] == "name"
+    known, split = _with_splits(known, config, stratify=stratify, missing=missing, folds=folds)
+    known, replicates = with_replicates(known, targets, reads, config.replicates)
     try:
-        known, strangers = check_labels(known, kind, target)
+        known, strangers, warnings = check_labels(known, targets, reads)
+        known = weighted(known, columns[0].weight)
     except ValueError:
         refuse(_in_order(problems, tables), config.skip_bad_rows)
         raise
     problems = _in_order(problems + strangers, tables)
     refuse(problems, config.skip_bad_rows)
+    notices += [*more, *split, *replicates, *warnings, *skipped(problems)]
     dataset = Dataset(
-        records=tuple(known), target=target, kind=kind, sha256=_checksum(tables),
-        notices=(*notices, *skipped(problems)), problems=tuple(problems),
+        records=tuple(known), targets=targets, sha256=_checksum(tables), notices=tuple(notices),
+        problems=tuple(problems),
     )  # fmt: skip
-    return Curated(dataset=dataset, columns=columns[0])
+    has_mask = dataset.level == "residue" and dataset.kind != "mlm"
+    return Curated(dataset=dataset, columns=columns[0] if has_mask else replace(columns[0], mask=None), folds=folds)
 
 
 def curate_labeled(
-    table: Table, columns: Columns, *, kind: str, classes: Sequence[str], subset: Split | None,
+    table: Table, columns: Columns, *, targets: Sequence[Target], classes: Known, subset: Split | None,
     max_length: int | None, skip_bad_rows: bool,
 ) -> Dataset:  # fmt: skip
     """Make a dataset to evaluate a predictor on: the rows with a label, or those of one split.
+
+    `targets` and `classes` are those of the predictor; a target without classes has numbers. The labels stand in
+    `columns.target`, in the order of the targets, whatever the columns are called.
 
     Raises:
         BadRowsError: for rows that cannot be used, unless they are to be skipped; a class that the predictor
@@ -87,41 +93,110 @@ def curate_labeled(
         raise ValueError(
             f"{table.source} has no split column to take the {subset} rows by. Say which it is: --split COLUMN."
         )
-    rows = read_rows(table, columns if subset else replace(columns, split=None), max_length=max_length)
-    chosen = [r for r in rows.records if subset in (None, r.split)]
-    records, unreadable = read_labels(chosen, kind)
-    problems = rows.problems + unreadable
-    for r in records:
-        if classes and r.label is not None and r.label not in classes:
-            known = ", ".join(classes[:10])
-            problems.append(
-                Problem(r.where, r.id, f"the predictor does not know the class {r.label!r}; it knows {known}")
-            )
-    problems = _in_order(problems, [table])
+    targets, forms = tuple(targets), _forms(targets, columns)
+    found = read_rows(table, columns if subset else replace(columns, split=None), max_length=max_length)
+    rows = [row for row in found.rows if subset in (None, row.record.split)]
+    taken = [Column.of(rows, place, form, has_mask=columns.mask is not None) for place, form in enumerate(forms)]
+    labeled = read_labels(rows, targets, taken, {t.kind: _reads_of(t.kind) for t in targets}, classes=classes)
+    strangers = [
+        Problem(
+            r.where, r.id, f"the predictor does not know the class {name!r}{place}; it knows {', '.join(known[:10])}"
+        )
+        for r, name, place, known in strange(labeled.records, targets, classes)
+    ]
+    problems = _in_order([*found.problems, *labeled.problems, *strangers], [table])
     refuse(problems, skip_bad_rows)
-    bad = {problem.where for problem in problems}
-    known = tuple(r for r in records if r.label is not None and r.where not in bad)
+    bad = {problem.where for problem in strangers}
+    known, more = with_labels([r for r in labeled.records if r.where not in bad], targets)
     if not known:
-        raise ValueError(f"no {subset + ' ' if subset else ''}row of {table.source} has a label in {columns.target!r}.")
-    notices = [*rows.notices, *skipped(problems)]
-    unlabeled = sum(r.label is None for r in records)
-    if unlabeled:
-        notices.append(f"Rows without a label in {columns.target!r}, left out: {unlabeled:,}.")
+        names = " or ".join(map(repr, columns.target or ("sequence",)))
+        raise ValueError(f"no {subset + ' ' if subset else ''}row of {table.source} has a label in {names}.")
+    notices = (*found.notices, *labeled.notices, *skipped(problems), *more)
     return Dataset(
-        records=known, target=columns.target or "", kind=kind, sha256=table.sha256, notices=tuple(notices),
-        problems=tuple(problems),
-    )  # fmt: skip
+        records=tuple(known), targets=targets, sha256=table.sha256, notices=notices, problems=tuple(problems)
+    )
 
 
-def _asked_kind(config: TrainConfig) -> tuple[str, str] | None:
+def _forms(targets: Sequence[Target], columns: Columns) -> list[Form]:
+    """How the labels stand in each column that a predictor's targets are to be read from."""
+    if targets[0].kind == "mlm":
+        return []
+    wanted: list[tuple[str, Form]] = [(name, t.form) for t in targets for name in names_of(t)]
+    given = columns.target or ()
+    if len(wanted) != len(given):
+        raise ValueError(
+            f"the predictor has {len(wanted)} columns of labels ({', '.join(name for name, _ in wanted)}), but "
+            f"{', '.join(given)} is to hold them. Name a column for each, in this order: --target COLUMN COLUMN."
+        )
+    return [form for _, form in wanted]
+
+
+def _asked_kind(config: TrainConfig) -> tuple[str | None, Mapping[str, Reads]]:
+    """The kind of task that was asked for, and what the labels of each kind are."""
     name = (config.task or {}).get("name")
     if name is None:
-        return None
-    if name not in INFERRED:
-        from esmtune.tasks import task  # torch, which a mistake in the data should not have to wait for
+        return None, READS
+    if name == "multitask":
+        raise ValueError("several targets make a multitask by themselves: name the columns, --target A B, and no task.")
+    if name == "mlm":
+        for option in ("target", "mask", "level"):
+            if getattr(config, option) is not None:
+                raise ValueError(f"task mlm reads sequences alone: leave out {option}.")
+    reads: dict[str, Reads] = {**READS, str(name): _reads_of(str(name))}
+    return str(name), reads
 
-        task[str(name)]
-    return str(name), "as asked"
+
+def _reads_of(kind: str) -> Reads:
+    if kind in READS:
+        return READS[kind]
+    from esmtune.tasks import task  # torch, which a mistake in the data should not have to wait for
+
+    return task[kind].reads
+
+
+def _in_part(row: Row, part: Split | None) -> Row:
+    return replace(row, record=replace(row.record, split=part)) if part else row
+
+
+def _told(
+    rows: Sequence[Row], columns: Sequence[Columns], config: TrainConfig, kind: str | None, reads: Mapping[str, Reads],
+    tables: Sequence[Table],
+) -> Told:  # fmt: skip
+    """What is to be predicted, and whether a mask goes with it."""
+    if kind == "mlm":
+        return Told(targets=LANGUAGE, columns=[], notices=["Task: mlm of the sequences, as asked."])
+    masks = [found.mask is not None for found in columns]
+    told = infer_targets(rows, columns[0].target or (), reads, kind=kind, level=config.level, has_mask=any(masks))
+    if not is_per_residue(told.targets[0].form):
+        if config.mask:
+            raise ValueError(
+                f"mask {config.mask!r} is of residues, but {told.targets[0].name!r} has one label a sequence: leave "
+                "out mask, or say --level residue."
+            )
+    elif len(set(masks)) > 1:
+        raise ValueError(
+            f"{tables[masks.index(True)].source} has a mask and {tables[masks.index(False)].source} has none. Give "
+            "both one, or neither."
+        )
+    return told
+
+
+def _folds(config: TrainConfig, kind: str | None, missing: set[Split], records: Sequence[Record]) -> int:
+    """How many folds the training records are split into for validation; 1 if rows are set aside for it instead.
+
+    Raises:
+        ValueError: for folds that were asked for and cannot be made.
+    """
+    count = len({r.sequence for r in records if r.split in (None, "train")})
+    train = count - round(count * config.test_fraction) if "test" in missing else count
+    if config.folds is None:
+        few = config.valid_fraction > 0 and round(count * config.valid_fraction) < FEW <= train
+        return FOLDS if few and "valid" in missing and config.seeds == 1 and kind != "mlm" else 1
+    if config.folds > 1 and "valid" not in missing:
+        raise ValueError("folds take the training rows in turn for validation, but the data say which rows are for it.")
+    if config.folds > max(train, 1):
+        raise ValueError(f"folds is {config.folds}, but there are only {train:,} training sequences to split.")
+    return config.folds
 
 
 def _read_tables(data: Any, config: TrainConfig) -> tuple[list[Table], list[Split | None]]:
@@ -148,18 +223,27 @@ def _read_tables(data: Any, config: TrainConfig) -> tuple[list[Table], list[Spli
     return tables, parts
 
 
-def _columns_of(tables: Sequence[Table], parts: Sequence[Split | None], config: TrainConfig) -> list[Columns]:
+def _columns_of(
+    tables: Sequence[Table], parts: Sequence[Split | None], config: TrainConfig, kind: str | None
+) -> list[Columns]:
     """The columns of each table; validation and test have theirs under the names of the first."""
-    first = find_columns(tables[0], sequence=config.sequence, target=config.target, id=config.id, split=config.split)
+    first = find_columns(
+        tables[0], sequence=config.sequence, target=() if kind == "mlm" else config.target or None, id=config.id,
+        split=config.split, mask=config.mask, weight=config.weight,
+    )  # fmt: skip
     if len(tables) > 1 and first.split:
         raise ValueError(
             f"{tables[0].source} has a split column, {first.split!r}, and there is a file for {parts[1]} too. "
             "Leave out the file, or name the column otherwise."
         )
     others = []
-    for table in tables[1:]:
-        sequence, id = (name if name in table.frame.columns else None for name in (first.sequence, first.id))
-        found = find_columns(table, sequence=config.sequence or sequence, target=first.target, id=config.id or id)
+    for table, part in zip(tables[1:], parts[1:], strict=True):
+        has = table.frame.columns
+        sequence, id, mask = (name if name in has else None for name in (first.sequence, first.id, first.mask))
+        found = find_columns(
+            table, sequence=config.sequence or sequence, target=first.target or (), id=config.id or id,
+            mask=config.mask or mask, weight=config.weight if part == "valid" or config.weight in has else None,
+        )  # fmt: skip
         others.append(replace(found, split=None, validation=None))
     return [first, *others]
 
@@ -174,15 +258,14 @@ def _missing_splits(tables: list[Table], columns: Columns, config: TrainConfig, 
 
 
 def _with_splits(
-    records: list[Record], kind: str, config: TrainConfig, *, missing: set[Split]
+    records: list[Record], config: TrainConfig, *, stratify: bool, missing: set[Split], folds: int
 ) -> tuple[list[Record], list[str]]:
     """Set aside validation and test records at random, where the data do not say which they are."""
     records, notices = list(records), []
-    stratify = kind not in LABELS_ARE_NUMBERS
     free = [place for place, r in enumerate(records) if r.split in (None, "train")] if missing else []
     drawn = split_at_random(
         [records[place] for place in free],
-        valid=config.valid_fraction if "valid" in missing else 0.0,
+        valid=config.valid_fraction if "valid" in missing and folds == 1 else 0.0,
         test=config.test_fraction if "test" in missing else 0.0,
         stratify=stratify,
         seed=config.seed,
@@ -191,13 +274,14 @@ def _with_splits(
         records[place] = record
     counts = {split: sum(r.split == split for r in records) for split in ("train", "valid", "test")}
     sizes = ", ".join(f"{n:,} {split}" for split, n in counts.items())
-    names = " and ".join(split for split in ("valid", "test") if any(r.split == split for r in drawn))
+    names = [split for split in ("valid", "test") if any(r.split == split for r in drawn)]
+    names += [f"{folds} folds of train for validation"] if folds > 1 else []
     if names:
         how = "at random, each class alike" if stratify else "at random"
-        notices.append(f"Split: {sizes} ({names} drawn {how}, seed {config.seed}). {RELATED}")
+        notices.append(f"Split: {sizes} ({' and '.join(names)} drawn {how}, seed {config.seed}). {RELATED}")
     else:
         notices.append(f"Split: {sizes}.")
-    if not counts["valid"]:
+    if not counts["valid"] and folds == 1:
         notices.append("There are no validation rows: the weights after the last step are kept.")
     if not counts["test"]:
         notices.append("There are no test rows: nothing says how good the predictor is on data it has not seen.")

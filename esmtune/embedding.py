@@ -8,9 +8,9 @@ import torch
 
 from esmtune.batching import Budget, by_length
 from esmtune.config import Pooling, Precision
-from esmtune.esm2 import ESM2, Representation, Tokens
+from esmtune.esm2 import ESM2, Tokens
 from esmtune.events import Progress, Watcher, silent
-from esmtune.heads import POOLS
+from esmtune.pooling import POOLS
 
 
 @torch.inference_mode()
@@ -34,7 +34,7 @@ def embed_sequences(
     Raises:
         ValueError: for a layer that the encoder does not have.
     """
-    for name, value, known in (("pool", pool, (*POOLS, "residue")), ("precision", precision, get_args(Precision)),
+    for name, value, known in (("pool", pool, tuple(POOLS)), ("precision", precision, get_args(Precision)),
                                ("dtype", str(dtype), ("float32", "float16"))):  # fmt: skip
         if value not in known:
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}.")
@@ -48,7 +48,7 @@ def embed_sequences(
     done = 0
     for batch in by_length(range(len(sequences)), lengths, Budget(tokens=tokens_per_batch)):
         tokens = Tokens.of([sequences[i] for i in batch]).to(encoder.embed_tokens.weight.device)
-        pooled = [_pooled(x, pool) for x in encoder.representations(tokens, wanted)]
+        pooled = [POOLS[pool](x) for x in encoder.representations(tokens, wanted)]
         rows = (torch.stack(pooled, dim=1) if len(pooled) > 1 else pooled[0]).cpu().numpy()
         first = 0
         for index in batch:
@@ -57,7 +57,3 @@ def embed_sequences(
         done += len(batch)
         watch(Progress("embedding", done, len(sequences), "sequences"))
     return vectors
-
-
-def _pooled(x: Representation, pool: Pooling) -> torch.Tensor:
-    return x.residues.float() if pool == "residue" else POOLS[pool](x)

@@ -22,6 +22,10 @@ class Progress:
     note: str = ""
 
 
+class Terminated(Exception):  # noqa: N818 - nothing went wrong
+    """A computation was asked to stop (SIGTERM), and has saved what it needs to go on."""
+
+
 Watcher = Callable[[Notice | Progress], None]
 
 

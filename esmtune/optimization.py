@@ -1,8 +1,10 @@
-"""How the weights move: which records make a step, how high the learning rate stands, what decays."""
+"""How the weights move: which records make a step, how high the learning rate stands, what decays, what is averaged."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from esmtune.batching import shuffled
 from esmtune.config import TrainConfig
@@ -30,11 +32,13 @@ class Schedule:
                     break
 
     def factor(self, step: int) -> float:
-        """Rise in a line during the warm-up, then fall along a cosine to nothing."""
+        """Rise in a line during the warm-up, then fall as the schedule says."""
         rise = round(self.config.warmup * self.total)
         if step <= rise:
             return step / (rise + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - rise - 1) / max(1, self.total - rise)))
+        done = (step - rise - 1) / max(1, self.total - rise)
+        shapes = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
+        return shapes[self.config.schedule]
 
 
 def dropout_seed(seed: int, epoch: int) -> int:
@@ -43,14 +47,28 @@ def dropout_seed(seed: int, epoch: int) -> int:
 
 
 def parameter_groups(predictor: Predictor, config: TrainConfig) -> list[dict[str, Any]]:
-    """Encoder and head at their own rates; weight decay on matrices, not on norms and biases."""
-    groups = []
-    for part, peak in ((predictor.head, config.head_learning_rate), (predictor.encoder, config.encoder_learning_rate)):
-        moving = [w for w in part.parameters() if w.requires_grad]
-        for decay in (config.weight_decay, 0.0):
-            weights = (
-                [w for w in moving if (w.ndim > 1) == (decay > 0)] if config.weight_decay else moving * (decay == 0)
-            )
-            if weights:
-                groups.append({"params": weights, "lr": peak, "peak": peak, "weight_decay": decay})
-    return groups
+    """Head and encoder at their own rates, weights of the encoder as its tuning says; weight decay on matrices alone.
+
+    Norms and biases do not decay, nor do IA3's factors, whose neutral value is one.
+    """
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, weight in predictor.named_parameters():
+        if not weight.requires_grad:
+            continue
+        short = name.removeprefix("encoder.")
+        peak = config.head_learning_rate
+        if short != name:
+            peak = config.encoder_learning_rate * predictor.rates[short]
+        decay = config.weight_decay if weight.ndim > 1 and "ia3_" not in name else 0.0
+        groups.setdefault((peak, decay), []).append(weight)
+    return [
+        {"params": weights, "lr": peak, "peak": peak, "weight_decay": decay}
+        for (peak, decay), weights in groups.items()
+    ]
+
+
+def moved_average(average: dict[str, Tensor], weights: Mapping[str, Tensor], decay: float, step: int) -> None:
+    """Take a step of an exponential moving average, in place; short of `1 / (1 - decay)` steps it is nearly a mean."""
+    share = 1 - min(decay, step / (step + 9))
+    for name, mean in average.items():
+        mean.lerp_(weights[name].detach().to(mean), share)

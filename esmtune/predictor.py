@@ -1,32 +1,38 @@
 """Everything between a sequence and its prediction, and how it lies on disk."""
 
+import copy
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from esmtune.alphabet import clean
+from esmtune import adapters
+from esmtune.adapters import adapter_weights, is_adapted, load_adapter, merge, save_adapter
 from esmtune.batching import Budget, by_length
 from esmtune.checkpoints import file_digest, read_safetensors
 from esmtune.config import TOKENS_PER_BATCH, Accelerator
 from esmtune.encoders import Source, encoder_digest, load_encoder
-from esmtune.esm2 import ESM2, ESM2Config, Tokens
+from esmtune.esm2 import ESM2, ESM2Config, LMHead, Representation, Tokens
 from esmtune.events import Progress, Watcher, silent
-from esmtune.heads import Head, Pooled, head
-from esmtune.records import Label
-from esmtune.tasks import Task, task
+from esmtune.heads import Head, LanguageModel, head
+from esmtune.masking import Masking
+from esmtune.pooling import Pooled
+from esmtune.predicting import Predicting, Spec, concatenated
+from esmtune.records import Level, Target
+from esmtune.tasks import MLM, Task, task
 from esmtune.writers import whole_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS = "weights.safetensors"
+ADAPTER = "adapter"
 
 # What every saved predictor is asked, so that it can be checked on another machine: public
 # sequences (ubiquitin, protein G's B1 domain, melittin), because a user's own may be secret.
@@ -38,21 +44,7 @@ GOLDEN = (
 GOLDEN_TOLERANCE = 1e-3  # of the largest output; float32 differs by about 1e-5 between processors
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """What a predictor is, in words; its weights are beside it."""
-
-    encoder: Source
-    shape: ESM2Config
-    tuning: Mapping[str, Any]
-    head: Mapping[str, Any]
-    task: Mapping[str, Any]
-    target: str
-    max_length: int | None
-    trained_on: Mapping[str, Any]
-
-
-class Predictor(nn.Module):
+class Predictor(nn.Module, Predicting):
     """An encoder, a head and a task. It knows what it was trained on and how to read its own outputs.
 
     `moved` names the weights of the encoder that are not those of `spec.encoder`, and so are saved.
@@ -63,66 +55,63 @@ class Predictor(nn.Module):
         self.spec = spec
         self.encoder = encoder
         self.task: Task = task.load(spec.task)
-        self.head: Head = head.build(spec.head, spec.shape.embed_dim, self.task.num_outputs)
+        dim = spec.shape.embed_dim
+        self.features_dim = len(spec.layers) * dim
+        widths = (dim, len(spec.layers)) if spec.mix else (self.features_dim, 1)
+        self.head: Head = head.build(spec.head, widths[0], self.task.num_outputs, widths[1])
+        self.head.tie(encoder)
+        self.masks = Masking(selected=self.task.masked) if isinstance(self.task, MLM) else None
         everything = frozenset(encoder.state_dict())
         self.moved = everything if spec.encoder.is_random else moved & everything
+        self.is_standardized = False  # whether the head knows the features already, from an earlier training
+        self.rates: dict[str, float] = {}  # of the weights of the encoder that move, over the encoder's learning rate
 
     def forward(self, x: Tokens | Pooled) -> Float[Tensor, "points outputs"]:
         """Outputs, from tokens or from what the head's pool made of them before."""
-        return self.head(self.encoder(x) if isinstance(x, Tokens) else x)
+        return self.head(self.pooled(x) if isinstance(x, Tokens) else x)
+
+    def pooled(self, tokens: Tokens) -> Pooled:
+        """What the head's pool makes of tokens; the head alone takes it from there."""
+        return self.head.pool(self.seen(tokens))
+
+    def seen(self, tokens: Tokens) -> Representation:
+        """The layers that the head sees, side by side: of `n` of them, vectors of `n` times the encoder's channels."""
+        layers = self.encoder.representations(tokens, self.spec.layers)
+        if len(layers) == 1:
+            return layers[0]
+        cls, residues = (torch.cat([getattr(x, name) for x in layers], dim=1) for name in ("cls", "residues"))
+        return replace(layers[0], cls=cls, residues=residues)
+
+    @property
+    def level(self) -> Level:
+        """Whether it says something of sequences or of residues."""
+        return self.head.level
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether the encoder carries adapters, such as LoRA's."""
+        return is_adapted(self.encoder)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.encoder.embed_tokens.weight.device
 
-    def predict(self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH) -> list[Label]:
-        """One prediction per sequence, in their order: a number in the label's unit, or the name of a class.
-
-        Raises:
-            ValueError: for a sequence that is none, with its place in the list.
-        """
-        return self.task.predict(self.outputs(self.cleaned(sequences), tokens_per_batch=tokens_per_batch))
-
-    def probabilities(
-        self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH
-    ) -> dict[str, list[float]]:
-        """The probability of each class, by its name; empty for a regression.
-
-        Raises:
-            ValueError: for a sequence that is none, with its place in the list.
-        """
-        return self.task.probabilities(self.outputs(self.cleaned(sequences), tokens_per_batch=tokens_per_batch))
-
-    def cleaned(self, sequences: Sequence[str]) -> list[str]:
-        """Mend what is harmless, and cut to the length that the predictor was trained with."""
-        if isinstance(sequences, str):
-            raise ValueError("predict takes a list of sequences, got one string: write [sequence].")
-        mended, sequences = [], list(sequences)
-        for number, sequence in enumerate(sequences, start=1):
-            try:
-                if not isinstance(sequence, str):
-                    raise ValueError(f"got {sequence!r}, expected text")
-                mended.append(clean(sequence)[: self.spec.max_length])
-            except ValueError as error:
-                raise ValueError(f"sequence {number} of {len(sequences)}: {error}.") from None
-        return mended
-
     @torch.inference_mode()
-    def outputs(
+    def answers(
         self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent
-    ) -> Float[Tensor, "points outputs"]:
-        """What the head gives for clean sequences, in their order, on the CPU."""
+    ) -> Float[Tensor, "members points outputs"]:
+        """What the head gives for clean sequences, in their order, on the CPU; one predictor is one member."""
         rows: list[Tensor] = [torch.empty(0)] * len(sequences)
         done = 0
         with evaluating(self):
             for batch in by_length(range(len(sequences)), [len(s) for s in sequences], Budget(tokens=tokens_per_batch)):
                 answers = self(Tokens.of([sequences[i] for i in batch]).to(self.device)).float().cpu()
-                for index, answer in zip(batch, answers, strict=True):
+                for index, answer in zip(batch, answers.split(self.points([sequences[i] for i in batch])), strict=True):
                     rows[index] = answer
                 done += len(batch)
                 watch(Progress("predicting", done, len(sequences), "sequences"))
-        return torch.stack(rows) if rows else torch.empty(0, self.task.num_outputs)
+        return concatenated(rows, self.task.num_outputs)[None]
 
     def save(self, folder: str | os.PathLike[str], *, self_contained: bool = False) -> None:
         """Write `predictor.json` and `weights.safetensors`, whole or not at all.
@@ -130,26 +119,27 @@ class Predictor(nn.Module):
         What the encoder shares with `spec.encoder` is not written, unless `self_contained`.
         """
         folder = Path(folder)
-        strangers = {p.name for p in folder.iterdir()} - {"predictor.json", WEIGHTS} if folder.is_dir() else set()
+        strangers = (
+            {p.name for p in folder.iterdir()} - {"predictor.json", WEIGHTS, ADAPTER} if folder.is_dir() else set()
+        )
         if strangers or folder.is_file():
             what = f"holds {min(strangers)!r}" if strangers else "is a file"
             raise ValueError(f"{folder} {what}, and would be lost. Save the predictor to another folder.")
-        kept = frozenset(self.encoder.state_dict()) if self_contained else self.moved
-        weights = {
-            name: weight.detach().cpu().contiguous()
-            for name, weight in self.state_dict().items()
-            if not name.startswith("encoder.") or name.removeprefix("encoder.") in kept
-        }
-        golden = self.outputs(GOLDEN).tolist()
+        weights = self._weights(self_contained)
+        golden = self.answers(GOLDEN)[0].split(self.points(GOLDEN))
         with whole_folder(folder) as temporary:
             save_file(weights, temporary / WEIGHTS)
+            digests = {"sha256": file_digest(temporary / WEIGHTS)}
+            if is_adapted(self.encoder):
+                save_adapter(self.encoder, temporary / ADAPTER, base=self.spec.encoder.name)
+                digests["adapter_sha256"] = file_digest(temporary / ADAPTER / adapters.WEIGHTS)
             source = asdict(self.spec.encoder) | asdict(self.spec.shape)
             content = {
                 "format_version": FORMAT_VERSION,
                 **asdict(self.spec),
                 "encoder": {k: v for k, v in source.items() if k != "left_out"},
-                "weights": {"sha256": file_digest(temporary / WEIGHTS)},
-                "golden": [{"sequence": s, "outputs": o} for s, o in zip(GOLDEN, golden, strict=True)],
+                "weights": digests,
+                "golden": [{"sequence": s, "outputs": _rows(o)} for s, o in zip(GOLDEN, golden, strict=True)],
             }
             del content["shape"]
             text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
@@ -168,10 +158,14 @@ class Predictor(nn.Module):
         folder = predictor_folder(path)
         if folder is None:
             raise ValueError(f"{os.fspath(path)} is no run and no predictor: there is no predictor.json in it.")
-        content = _read_json(folder / "predictor.json")
+        content = read_predictor_json(folder / "predictor.json")
+        if "members" in content:
+            raise ValueError(
+                f"{folder} is an ensemble of {len(content['members'])}: take one, {folder / 'members' / '0'}."
+            )
         try:
-            spec, sha256, golden = _parse(content)
-            moved, weights = _saved_weights(folder, sha256)
+            spec, digests, golden = _parse(content)
+            moved, weights = _saved_weights(folder, digests["sha256"])
             with torch.random.fork_rng(devices=[]):  # a head is drawn before it is loaded
                 predictor = cls(spec, _encoder_for(spec, moved, encoder, folder), moved)
         except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
@@ -181,14 +175,51 @@ class Predictor(nn.Module):
             if name not in weights or name not in wanted or weights[name].shape != wanted[name].shape:
                 raise ValueError(f"{folder / WEIGHTS}: weight {name!r} is missing, unknown or of the wrong shape.")
         predictor.load_state_dict(weights, strict=False)
+        if "adapter_sha256" in digests:
+            _check_digest(folder / ADAPTER / adapters.WEIGHTS, digests["adapter_sha256"])
+            load_adapter(predictor.encoder, folder / ADAPTER)
         predictor.eval()
         if verify:
             predictor._verify(golden, folder)
         return predictor
 
+    def with_task(self, new: Task) -> "Predictor":
+        """The same predictor, whose outputs mean what another task says."""
+        self.task = new
+        self.spec = replace(self.spec, task=new.spec())
+        return self
+
+    def merged(self) -> "Predictor":
+        """The same predictor with its adapters worked into the weights of the encoder, as a copy.
+
+        Raises:
+            ValueError: if it has no adapters.
+        """
+        if not is_adapted(self.encoder):
+            raise ValueError(f"this predictor has no adapters to merge: it was tuned by {self.spec.tuning['name']!r}.")
+        new = copy.deepcopy(self)
+        new.moved |= adapted_names(new.encoder)
+        merge(new.encoder)
+        new.rates = {}
+        return new
+
+    def _weights(self, self_contained: bool) -> dict[str, Tensor]:
+        """What is saved: the head, and what moved of the encoder or all of it; adapters have a file of their own."""
+        apart = adapter_weights(self.encoder)
+        weights = {}
+        for name, weight in self.state_dict().items():
+            short = name.removeprefix("encoder.")
+            if short == name:
+                weights[name] = weight.detach().cpu().contiguous()
+            elif short not in apart:
+                plain = short.replace(".base_layer.", ".")
+                if self_contained or plain in self.moved or short in self.moved:
+                    weights[f"encoder.{plain}"] = weight.detach().cpu().contiguous()
+        return weights
+
     def _verify(self, golden: Sequence[Mapping[str, Any]], folder: Path) -> None:
-        saved = torch.tensor([row["outputs"] for row in golden])
-        got = self.outputs([row["sequence"] for row in golden])
+        saved = torch.cat([torch.tensor(row["outputs"]).reshape(-1, self.task.num_outputs) for row in golden])
+        got = self.answers([row["sequence"] for row in golden])[0]
         difference = (got - saved).abs().max().item()
         if not difference <= GOLDEN_TOLERANCE * max(1.0, saved.abs().max().item()):
             raise ValueError(
@@ -197,18 +228,29 @@ class Predictor(nn.Module):
             )
 
 
-def find_encoder(name: str) -> tuple[ESM2, Source, frozenset[str]]:
-    """An encoder without LM head: by any name of `load_encoder`, or that of a run or predictor of ours.
+def find_encoder(name: str, *, lm_head: bool = False) -> tuple[ESM2, Source, frozenset[str]]:
+    """An encoder, by any name of `load_encoder` or that of a run or predictor of ours; without LM head unless wanted.
 
     Also returns its source, and the names of the weights that are not the source's own.
     """
     folder = predictor_folder(name)
     if folder is not None:
         predictor = Predictor.load(folder)
+        if is_adapted(predictor.encoder):
+            predictor = predictor.merged()
+        if lm_head and isinstance(predictor.head, LanguageModel):
+            predictor.encoder.lm_head = cast(LMHead, predictor.head.language_model)
         return predictor.encoder, predictor.spec.encoder, predictor.moved
     encoder, source = load_encoder(name)
-    encoder.lm_head = None
+    if not lm_head:
+        encoder.lm_head = None
     return encoder, source, frozenset()
+
+
+def adapted_names(encoder: ESM2) -> frozenset[str]:
+    """The weights that adapters stand around, and that merging changes, by their plain names."""
+    mark = ".base_layer."
+    return frozenset(name.replace(mark, ".") for name in encoder.state_dict() if mark in name)
 
 
 def predictor_folder(path: str | os.PathLike[str]) -> Path | None:
@@ -247,12 +289,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def _saved_weights(folder: Path, sha256: str) -> tuple[frozenset[str], dict[str, Tensor]]:
     """The weights of a folder, and which of them are the encoder's."""
-    if file_digest(folder / WEIGHTS) != sha256:
-        raise ValueError(
-            f"{folder / WEIGHTS} is not the file that was saved (its checksum differs). Copy the run anew."
-        )
+    _check_digest(folder / WEIGHTS, sha256)
     weights = read_safetensors(folder / WEIGHTS)
     return frozenset(n.removeprefix("encoder.") for n in weights if n.startswith("encoder.")), weights
+
+
+def _check_digest(file: Path, sha256: str) -> None:
+    if file_digest(file) != sha256:
+        raise ValueError(f"{file} is not the file that was saved (its checksum differs). Copy the run anew.")
+
+
+def _rows(outputs: Tensor) -> list[Any]:
+    """Outputs as JSON has them: of a sequence its row, of residues a row each."""
+    return outputs[0].tolist() if len(outputs) == 1 else outputs.tolist()
 
 
 def _encoder_for(spec: Spec, moved: frozenset[str], asked: str | None, folder: Path) -> ESM2:
@@ -278,7 +327,12 @@ def _encoder_for(spec: Spec, moved: frozenset[str], asked: str | None, folder: P
     return encoder
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_predictor_json(path: Path) -> dict[str, Any]:
+    """What stands in a `predictor.json`.
+
+    Raises:
+        ValueError: if it cannot be read, is none, or is of a later version.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -293,9 +347,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _parse(content: dict[str, Any]) -> tuple[Spec, str, list[Mapping[str, Any]]]:
+def _parse(content: dict[str, Any]) -> tuple[Spec, dict[str, str], list[Mapping[str, Any]]]:
     source = dict(content["encoder"])
     shape = ESM2Config(**{key: source.pop(key) for key in ("num_layers", "embed_dim", "num_heads")})
-    names = ("tuning", "head", "task", "target", "max_length", "trained_on")
-    spec = Spec(encoder=Source(**source), shape=shape, **{name: content[name] for name in names})
-    return spec, content["weights"]["sha256"], content["golden"]
+    if content["format_version"] == 1:  # one target a sequence, read from the last layer
+        target = {"name": content["target"], "kind": content["task"]["name"], "form": "one"}
+        content = {**content, "targets": [target], "layers": [shape.num_layers], "mix": False}
+    names = ("tuning", "mix", "head", "task", "max_length", "trained_on")
+    spec = Spec(
+        encoder=Source(**source),
+        shape=shape,
+        layers=tuple(content["layers"]),
+        targets=tuple(Target(**target) for target in content["targets"]),
+        **{name: content[name] for name in names},
+    )
+    return spec, dict(content["weights"]), content["golden"]

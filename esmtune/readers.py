@@ -79,7 +79,8 @@ def _frame_of(data: Any) -> tuple[pl.DataFrame, str]:
         if len(set(names)) < len(names):
             raise ValueError(f"the frame has two columns of one name among {', '.join(names)}.")
         series = (data.iloc[:, place] for place in range(len(names)))
-        values = [s.astype(object).where(s.notna(), None).tolist() for s in series]
+        cells = [s.astype(object).where(s.notna(), None).tolist() for s in series]
+        values = [[x.tolist() if hasattr(x, "tolist") else x for x in column] for column in cells]  # numpy's arrays
         return _built(dict(zip(names, values, strict=True)), "the frame"), "the frame"
     if isinstance(data, Iterable) and not isinstance(data, bytes | dict):
         rows = list(data)

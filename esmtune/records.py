@@ -2,25 +2,76 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
-Label = float | str | None  # a number, the name of a class, unknown
 Split = Literal["train", "valid", "test"]
+Level = Literal["sequence", "residue"]
+Form = Literal["one", "columns", "letters", "separated", "list"]  # how labels are written
 
 SHOWN_PROBLEMS = 20
 
 
+@dataclass(frozen=True, slots=True)
+class Censored:
+    """A measurement beyond what the instrument could tell: the true value is above (>) or below (<) the one given.
+
+    >>> str(Censored(10.0, ">"))
+    '>10'
+    """
+
+    value: float
+    side: Literal[">", "<"]
+
+    def __str__(self) -> str:
+        return f"{self.side}{self.value:.12g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Those of several classes that hold, and those of which it is unknown whether they do.
+
+    >>> str(Marks(frozenset({"membrane", "nucleus"}), frozenset({"cytosol"})))
+    'membrane;nucleus;?cytosol'
+    """
+
+    yes: frozenset[str]
+    unknown: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return ";".join([*sorted(self.yes), *(f"?{name}" for name in sorted(self.unknown))]) or ";"
+
+
+# What was measured at one point, a sequence or a residue: a number, the name of a class, a bound, several classes,
+# one of each for several targets; None is unknown, never zero.
+Label = float | str | Censored | Marks | tuple[Any, ...] | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One sequence and what was measured on it. A label of None is unknown, never zero."""
+    """One sequence and what was measured on it: one label for it all, or one for each residue."""
 
     id: str
     sequence: str
-    label: Label
+    labels: tuple[Label, ...]
     split: Split | None
     where: str
+    weight: float = 1.0
+
+    @property
+    def is_labeled(self) -> bool:
+        """Whether anything is known about any point."""
+        return any(label is not None for label in self.labels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A column that is to be predicted: its name, the name of the task it calls for, how its labels are written."""
+
+    name: str
+    kind: str
+    form: Form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +91,16 @@ class Table:
         'tm.csv, line 3'
         """
         return f"{self.source}, {self.unit} {self.places[row]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What a row of a table gave: a record that lacks its labels yet, and the cells that hold them."""
+
+    record: Record
+    length: int  # residues of the whole sequence, of which the record may have the first ones only
+    cells: tuple[Any, ...]  # as they stand, one for each column with labels
+    mask: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +133,21 @@ class Dataset:
     """The records of one run or evaluation, what they are to predict, and what was noticed while reading them."""
 
     records: tuple[Record, ...]
-    target: str
-    kind: str  # the name of the task that the labels call for
+    targets: tuple[Target, ...]
     sha256: str  # of the files that were read, in order
     notices: tuple[str, ...]
     problems: tuple[Problem, ...]  # of rows that were left out because the user said so
 
+    @property
+    def kind(self) -> str:
+        """The name of the task that the labels call for."""
+        return self.targets[0].kind if len(self.targets) == 1 else "multitask"
+
+    @property
+    def level(self) -> Level:
+        """Whether labels belong to sequences or to residues."""
+        return "sequence" if self.targets[0].form in ("one", "columns") else "residue"
+
     def of(self, split: Split | None) -> list[Record]:
         """The records with a label that belong to a split, or all of them."""
-        return [r for r in self.records if r.label is not None and split in (None, r.split)]
+        return [r for r in self.records if r.is_labeled and split in (None, r.split)]

@@ -3,6 +3,7 @@
 import json
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -10,79 +11,165 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from esmtune.config import TrainConfig
+from esmtune.config import Part, TrainConfig
 from esmtune.curation import Curated
-from esmtune.records import Dataset
+from esmtune.labels import written
+from esmtune.records import Dataset, Label, Target
 from esmtune.writers import whole_folder, write_json, write_table
 
 if TYPE_CHECKING:
+    from esmtune.ensembles import Ensemble
+    from esmtune.members import Trained
+    from esmtune.predicting import Spec
     from esmtune.predictor import Predictor
     from esmtune.tasks import Task
-    from esmtune.training import Fitted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What training gave: a predictor, how good it is, how it got there, and what was said on the way."""
 
-    predictor: "Predictor"
+    predictor: "Predictor | Ensemble"
     metrics: dict[str, Any]
     history: list[dict[str, Any]]
     predictions: pl.DataFrame
     notices: tuple[str, ...]
     config: TrainConfig
+    last: "Predictor | None" = None  # with the weights after the last step, of a run of one member
     path: Path | None = None
 
+    @property
+    def diverged(self) -> bool:
+        """Whether a training ended in numbers that were not finite; the weights are those from before."""
+        return "diverged" in self.metrics
 
-def readings(task: "Task", outputs: Any) -> pl.DataFrame:
-    """What outputs mean, as columns: `prediction`, and `probability_CLASS` where there are classes."""
-    probabilities = task.probabilities(outputs)
-    dtype = pl.String if probabilities else pl.Float64
-    columns = [pl.Series("prediction", task.predict(outputs), dtype=dtype)]
-    columns += [pl.Series(f"probability_{name}", values, dtype=pl.Float32) for name, values in probabilities.items()]
+
+def readings(
+    task: "Task", targets: Sequence[Target], answers: Any, counts: Sequence[int], *, details: bool
+) -> pl.DataFrame:
+    """What the answers of one or more members mean, a row a sequence, in the form of the labels.
+
+    Columns are `prediction` and, with `details`, `probability_CLASS` and, of several members, `spread`: the
+    standard deviation of what they say. Of several targets each column ends in the target's name.
+    """
+    columns: list[pl.Series] = []
+    for target, (name, part, place) in zip(targets, task.parts(), strict=True):
+        end = f"_{name}" if name else ""
+        members = answers[:, :, place]
+        outputs = part.average(members)
+        cells = _cells(target, part.predict(outputs), counts)
+        if target.form == "columns":
+            for label in target.name.split(","):
+                holds = [None if cell is None else int(label in cell.split(";")) for cell in cells]
+                columns.append(pl.Series(f"prediction_{label}", holds, dtype=pl.Int64))
+        else:
+            dtype = pl.Float64 if target.form == "one" and part.reads == "number" else None
+            columns.append(pl.Series(f"prediction{end}", cells, dtype=dtype or _dtype(target, part.reads)))
+        if details:
+            plain = replace(target, form="separated" if target.form == "letters" else target.form)
+            plain = replace(plain, form="one" if plain.form == "columns" else plain.form)
+            numbers = part.probabilities(outputs).items()
+            found = [(f"probability{end}_{label}", values) for label, values in numbers]
+            found += [(f"spread{end}", part.disagreement(members))] if len(members) > 1 else []
+            for column, values in found:
+                dtype = pl.Float32 if plain.form == "one" else _dtype(plain, "number")
+                columns.append(pl.Series(column, _cells(plain, values, counts), dtype=dtype))
     return pl.DataFrame(columns)
 
 
-def metrics_of(predictor: "Predictor", dataset: Dataset, fitted: "Fitted") -> dict[str, Any]:
+def _cells(target: Target, values: Sequence[Label], counts: Sequence[int]) -> list[Any]:
+    """Labels of points as cells of a table, one a sequence."""
+    if target.form in ("one", "columns"):
+        return [written(target, [value]) for value in values]
+    given = iter(values)
+    return [written(target, [next(given) for _ in range(count)]) for count in counts]
+
+
+def _dtype(target: Target, reads: str) -> Any:
+    if target.form == "list":
+        return pl.List(pl.Float64 if reads == "number" else pl.String)
+    return pl.String
+
+
+def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
     """Scores of validation and test records, beside what knows nothing but the training labels."""
-    task, records = predictor.task, dataset.of(None)
+    from esmtune.composition import fit_task
+    from esmtune.members import scores_of, summary
+
+    task, spec = trained.task, trained.predictor.spec
+    first = trained.fitted[0]
     metrics: dict[str, Any] = {
         "task": task.name,
-        "target": dataset.target,
-        "encoder": predictor.spec.encoder.name,
+        "target": ", ".join(target.name for target in dataset.targets),
+        "level": dataset.level,
+        "encoder": spec.encoder.name,
+        "tuning": spec.tuning["name"],
         "records": {split: len(dataset.of(split)) for split in ("train", "valid", "test")},
-        "best": {key: value for key, value in fitted.best.items() if key in ("step", "epoch", "metric")},
         "baselines": {},
     }
+    if len(trained.members) == 1:
+        metrics["best"] = {key: value for key, value in first.best.items() if key in ("step", "epoch", "metric")}
+    diverged = {m.name: f.diverged for m, f in zip(trained.members, trained.fitted, strict=True) if f.diverged}
+    if diverged:
+        metrics["diverged"] = diverged
     # Of this run's training labels: a task that went on from a saved predictor is in the unit of that one's.
-    ignorant = type(task).fit([r.label for r in dataset.of("train")])
+    ignorant = fit_task(dataset, _without_loss(config.task))
+    count = len(trained.outputs)
+    # With folds every training record was held out once, and what its own member said of it is its validation.
+    by_fold = len(trained.members) > 1 and trained.members[0].name.startswith("fold")
     for split in ("valid", "test"):
-        places = [place for place, record in enumerate(records) if record.split == split]
-        if places:
-            labels = [records[place].label for place in places]
-            metrics[split] = task.scores(fitted.outputs[places], labels)
-            metrics["baselines"][split] = ignorant.scores(ignorant.baseline(len(places)), labels)
+        asked = "train" if by_fold and split == "valid" else split
+        scores = scores_of(task, trained.outputs, dataset, asked)
+        if scores:
+            metrics[split] = scores
+            metrics["baselines"][split] = scores_of(ignorant, ignorant.baseline(count), dataset, asked)
+    if len(trained.members) > 1:
+        metrics |= summary(trained)
     return metrics
 
 
-def predictions_of(task: "Task", dataset: Dataset, fitted: "Fitted") -> pl.DataFrame:
-    """Every labeled record: id, split, label and prediction."""
+def _without_loss(asked: Part | None) -> Part | None:
+    """Options of a task without those that say how it is trained, which the baseline is not."""
+    return None if asked is None else {k: v for k, v in asked.items() if k in ("name", "order")}
+
+
+def predictions_of(trained: "Trained", dataset: Dataset) -> pl.DataFrame:
+    """Every labeled record: id, split, label and prediction, and of several members the spread."""
     records = dataset.of(None)
-    asked = pl.DataFrame(
-        {"id": [r.id for r in records], "split": [r.split for r in records], "label": [r.label for r in records]}
-    )
-    return asked.hstack(readings(task, fitted.outputs))
+    counts = [len(r.labels) for r in records]
+    asked: dict[str, Any] = {"id": [r.id for r in records], "split": [r.split for r in records]}
+    labels = [label for r in records for label in r.labels]
+    for place, target in enumerate(dataset.targets):
+        several = len(dataset.targets) > 1
+        own = [None if x is None else x[place] for x in labels] if several else labels  # pyright: ignore[reportIndexIssue]
+        asked[f"label_{target.name}" if several else "label"] = _cells(target, own, counts)
+    frame = pl.DataFrame(asked, strict=False)
+    kept = [n for n, m in enumerate(trained.members) if m.name not in trained.collapsed]
+    details = dataset.level == "sequence"
+    if trained.members[0].name.startswith("fold"):
+        answers = trained.outputs[None]
+        folds = [None] * len(records)
+        for number, member in enumerate(trained.members):
+            for place, record in enumerate(member.data.of(None)):
+                folds[place] = number if record.split == "valid" else folds[place]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        frame = frame.with_columns(pl.Series("fold", folds, dtype=pl.Int64))
+    else:
+        answers = trained.answers[kept]
+    return frame.hstack(readings(trained.task, dataset.targets, answers, counts, details=details))
 
 
-def resolved(config: TrainConfig, curated: Curated, predictor: "Predictor") -> TrainConfig:
+def resolved(config: TrainConfig, curated: Curated, spec: "Spec") -> TrainConfig:
     """The configuration with everything that was found out or chosen, so that the run can be repeated."""
     from esmtune.tasks import task
 
-    spec, columns = predictor.spec, curated.columns
-    task_options = task.resolve({**(config.task or {}), "name": predictor.task.name})
+    columns, kind = curated.columns, curated.dataset.kind
+    task_options = config.task if kind == "multitask" else task.resolve({**(config.task or {}), "name": kind})
     return replace(
         config,
         target=columns.target,
+        level=curated.dataset.level if kind != "mlm" else None,
+        mask=columns.mask,
+        folds=curated.folds,
         sequence=columns.sequence,
         id=columns.id,
         split=columns.split,
@@ -91,6 +178,8 @@ def resolved(config: TrainConfig, curated: Curated, predictor: "Predictor") -> T
         task=task_options,
         encoder=None if config.init else spec.encoder.name if config.encoder is None else _whole_path(config.encoder),
         init=_whole_path(config.init) if config.init else None,
+        layers=None if kind == "mlm" else ",".join(map(str, spec.layers)),
+        mix=spec.mix,
         head=dict(spec.head),
         tuning=dict(spec.tuning),
     )
@@ -117,6 +206,8 @@ def write_run(run: Run, path: Path, data: Any, dataset: Dataset, *, logs: Path |
         write_json(_environment(run, dataset, seconds), folder / "environment.json")
         write_table(run.predictions, folder / "predictions.csv")
         run.predictor.save(folder / "predictor", self_contained=run.config.self_contained)
+        if run.last is not None:
+            run.last.save(folder / "last", self_contained=run.config.self_contained)
         if logs is not None:
             shutil.copytree(logs, folder / "logs")
 
@@ -124,7 +215,17 @@ def write_run(run: Run, path: Path, data: Any, dataset: Dataset, *, logs: Path |
 def _environment(run: Run, dataset: Dataset, seconds: float) -> dict[str, Any]:
     import torch
 
-    packages = ("esmtune", "torch", "lightning-fabric", "polars", "numpy", "scikit-learn", "scipy", "safetensors")
+    packages = (
+        "esmtune",
+        "torch",
+        "lightning-fabric",
+        "polars",
+        "numpy",
+        "scikit-learn",
+        "scipy",
+        "safetensors",
+        "peft",
+    )
     device = run.predictor.device
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},

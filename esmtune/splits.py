@@ -2,10 +2,10 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from esmtune.records import Record, Split
+from esmtune.records import Label, Marks, Record, Split
 
 
 def split_at_random(records: Sequence[Record], *, valid: float, test: float, stratify: bool, seed: int) -> list[Record]:
@@ -18,17 +18,9 @@ def split_at_random(records: Sequence[Record], *, valid: float, test: float, str
     """
     if valid < 0 or test < 0 or valid + test >= 1:
         raise ValueError(f"shares of {valid} for validation and {test} for test leave nothing to train on.")
-    copies: dict[str, list[int]] = defaultdict(list)
-    for index, record in enumerate(records):
-        copies[record.sequence].append(index)
-    strata: dict[str, list[str]] = defaultdict(list)
-    for sequence, indices in copies.items():
-        strata[str(records[indices[0]].label) if stratify else ""].append(sequence)
-    order = random.Random(seed)
     chosen: dict[str, Split] = {}
     done = 0
-    for _, sequences in sorted(strata.items()):
-        order.shuffle(sequences)
+    for sequences in _shuffled_strata(records, stratify, random.Random(seed)):
         # Shares are rounded over all strata together, so that many small classes still add up to them.
         n_test, n_valid = (round((done + len(sequences)) * share) - round(done * share) for share in (test, valid))
         done += len(sequences)
@@ -36,15 +28,54 @@ def split_at_random(records: Sequence[Record], *, valid: float, test: float, str
         chosen |= dict.fromkeys(sequences, "train")
         chosen |= dict.fromkeys(held_out[n_test:], "valid")
         chosen |= dict.fromkeys(held_out[:n_test], "test")
-    if stratify:
-        _keep_every_class(records, chosen)
+    _keep_every_class(records, chosen)
     return [replace(record, split=chosen[record.sequence]) for record in records]
 
 
-def _keep_every_class(records: Sequence[Record], chosen: dict[str, Split]) -> None:
-    """Bring a class back into training whose sequences all went elsewhere, as copies with another label can."""
-    in_training = {r.label for r in records if chosen[r.sequence] == "train"}
+def folds_of(records: Sequence[Record], folds: int, stratify: bool, seed: int) -> list[int]:
+    """Deal the records into folds of one size: of each class alike if `stratify`, copies of a sequence always together.
+
+    >>> records = [Record(id="", sequence=s, labels=(1.0,), split=None, where="") for s in ("MK", "GG", "MK", "AV")]
+    >>> found = folds_of(records, 3, False, 0)
+    >>> sorted(set(found)), found[0] == found[2]
+    ([0, 1, 2], True)
+    """
+    dealt = [s for sequences in _shuffled_strata(records, stratify, random.Random(seed)) for s in sequences]
+    fold = {sequence: place % folds for place, sequence in enumerate(dealt)}
+    return [fold[record.sequence] for record in records]
+
+
+def _shuffled_strata(records: Sequence[Record], stratify: bool, order: random.Random) -> Iterable[list[str]]:
+    """The sequences of each class in random order, or all of them."""
+    first: dict[str, Record] = {}
     for record in records:
-        if record.label not in in_training:
+        first.setdefault(record.sequence, record)
+    strata: dict[str, list[str]] = defaultdict(list)
+    for sequence, record in first.items():
+        strata[str(record.labels[0]) if stratify else ""].append(sequence)
+    for _, sequences in sorted(strata.items()):
+        order.shuffle(sequences)
+        yield sequences
+
+
+def _keep_every_class(records: Sequence[Record], chosen: dict[str, Split]) -> None:
+    """Bring a class back into training whose sequences all went elsewhere."""
+    classes = [{name for label in set(record.labels) for name in _named(label)} for record in records]
+    in_training = {
+        name for record, own in zip(records, classes, strict=True) if chosen[record.sequence] == "train" for name in own
+    }
+    for record, own in zip(records, classes, strict=True):
+        if not own <= in_training:
             chosen[record.sequence] = "train"
-            in_training.add(record.label)
+            in_training |= own
+
+
+def _named(label: Label, place: int = 0) -> Iterable[tuple[int, str]]:
+    """The classes that a label names, each with the place of its target."""
+    if isinstance(label, str):
+        return [(place, label)]
+    if isinstance(label, Marks):
+        return [(place, name) for name in label.yes]
+    if isinstance(label, tuple):
+        return [named for own, part in enumerate(label) for named in _named(part, own)]
+    return []

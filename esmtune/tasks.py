@@ -1,279 +1,243 @@
 """What outputs mean: labels to targets, how wrong an output is, and how it reads. Add yours at the end.
 
-A task is made by `fit` from training labels, so an unfitted one cannot exist. It works on
-points, which are sequences or residues, and never learns which.
+A task is a frozen dataclass decorated with the name users write. Its fields are what is saved, so they are
+what JSON can hold; `fit` makes it of the training labels, and the keyword-only parameters of `fit` are its
+options everywhere. It says its `name`, the `metric` that early stopping watches, and what it `reads` from a
+file (number, name or names), and defines what is abstract in `Task`: `num_outputs`, `targets`, `loss`,
+`predict`, `scores` and `baseline`. What is not abstract has a default that holds for most:
+
+- `count`: points of which anything is known. If your loss has more errors than one a point, count them.
+- `average`, `disagreement`: of an ensemble, the mean of outputs and the standard deviation of predictions.
+- `compares`: False, which promises that the total of a batch is the sum of the totals of its parts.
+
+`esmtune.classes.Named` does all but `fit`, `loss` and `scores` for whatever has one of several names.
 """
 
-import inspect
 import math
-from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from esmtune.losses import loss as losses
-from esmtune.metrics import Scores, classification_scores, regression_scores
+from esmtune.alphabet import SYMBOLS
+from esmtune.classes import Binary, Multiclass, Named, counted
+from esmtune.kinds import Task, Total, task, weighed
+from esmtune.metrics import LOWER_IS_BETTER, Scores, language_scores
+from esmtune.multilabel import Multilabel
+from esmtune.ordinal import Ordinal
 from esmtune.records import Label
-from esmtune.registry import Registry, keyword_only
+from esmtune.regression import Regression
+
+__all__ = ["MLM", "Binary", "Multiclass", "Multilabel", "Multitask", "Ordinal", "Regression", "Task", "Total", "task"]
 
 
-@dataclass(frozen=True)
-class Total:
-    """A sum over points and how many there were, so that the mean is taken once, at the end."""
+@task("mlm")
+@dataclass(frozen=True, kw_only=True)
+class MLM(Named):
+    """Which residue is hidden: language modeling, with the 33 symbols of ESM-2 as classes, in its order.
 
-    sum: Float[Tensor, ""]
-    count: int
+    What is to be guessed is up to the loop, which makes the targets of all else unknown.
 
-    def __add__(self, other: "Total") -> "Total":
-        return Total(self.sum + other.sum, self.count + other.count)
+    >>> MLM.fit("MKKV").predict(torch.nn.functional.one_hot(torch.tensor([20, 15]), 33).float())
+    ['M', 'K']
+    """
+
+    classes: tuple[str, ...] = SYMBOLS
+    masked: float = 0.15
+
+    name: ClassVar[str] = "mlm"
+    metric: ClassVar[str] = "perplexity"
+
+    @classmethod
+    def fit(cls, labels: Sequence[Label], *, masked: float = 0.15) -> "MLM":
+        """Take the shares of the residues.
+
+        Args:
+            labels: All training residues, a letter each.
+            masked: The share of residues that is to be guessed, in training and in scores.
+
+        Raises:
+            ValueError: for a share that is none, or no residue.
+        """
+        if not 0 < masked <= 1:
+            raise ValueError(f"masked is {masked}, expected a share above 0 and up to 1.")
+        counts = counted(labels)
+        if not counts:
+            raise ValueError("there is no residue to learn from.")
+        return cls(shares=tuple(counts[symbol] / counts.total() for symbol in SYMBOLS), masked=masked)
 
     @property
-    def mean(self) -> Float[Tensor, ""]:
-        """The mean over all points."""
-        return self.sum / self.count
-
-
-class Task(ABC):
-    """What a task knows. Its dataclass fields are what is saved; its keyword-only `fit` options are the user's."""
-
-    name: ClassVar[str]
-    metric: ClassVar[str]  # what early stopping watches unless told otherwise
-
-    fit: ClassVar[Callable[..., "Task"]]
-    """Make a task of training labels; its keyword-only parameters are the options that users have."""
-
-    @property
-    @abstractmethod
     def num_outputs(self) -> int:
-        """How many numbers the head gives for each point."""
+        """A logit for each symbol."""
+        return len(self.classes)
 
-    @abstractmethod
-    def targets(self, labels: Sequence[Label]) -> Tensor:
-        """Labels as a tensor; an unknown one weighs nothing."""
+    def log_probabilities(self, outputs: Float[Tensor, "*points symbols"]) -> Float[Tensor, "*points symbols"]:
+        """The logarithm of the probability of each symbol."""
+        return outputs.log_softmax(-1)
 
-    @abstractmethod
-    def known(self, targets: Tensor) -> Bool[Tensor, "*points"]:
-        """Which points have a label."""
+    def outputs_of(self, log_probabilities: Float[Tensor, "*points symbols"]) -> Float[Tensor, "*points symbols"]:
+        """These logarithms themselves."""
+        return log_probabilities
 
-    @abstractmethod
-    def loss(self, outputs: Float[Tensor, "*points outputs"], targets: Tensor) -> Total:
-        """Sum of errors over the points with a known target, and their number."""
+    def loss(
+        self,
+        outputs: Float[Tensor, "*points symbols"],
+        targets: Float[Tensor, "*points 1"],
+        weights: Float[Tensor, "*points"] | None = None,
+    ) -> Total:
+        """Cross-entropy."""
+        is_known = targets[..., 0].isfinite()
+        truth = targets[is_known][:, 0].long()
+        errors = torch.nn.functional.cross_entropy(outputs[is_known], truth, reduction="none")
+        return Total(weighed(errors, None if weights is None else weights[is_known]), len(truth))
 
-    @abstractmethod
+    def scores(self, outputs: Float[Tensor, "points symbols"], labels: Sequence[Label]) -> Scores:
+        """Perplexity and accuracy; weights do not matter."""
+        truth, known = self._known(outputs, labels)
+        return language_scores(truth, self.log_probabilities(known.double()).numpy())
+
+
+@task("multitask")
+@dataclass(frozen=True, kw_only=True)
+class Multitask(Task):
+    """Several targets of the same points, each with a task of its own, of which a point may lack any.
+
+    Targets and outputs stand side by side, and the loss is a mean over all that is known of any target.
+
+    >>> parts = [("tm", Regression.fit([1.0, 3.0])), ("soluble", Binary.fit(["no", "yes"]))]
+    >>> Multitask.of(parts).predict(torch.tensor([[1.0, -2.0]]))
+    [(3.0, 'no')]
+    """
+
+    names: tuple[str, ...]  # of the targets
+    tasks: tuple[Task, ...]
+
+    name: ClassVar[str] = "multitask"
+    metric: ClassVar[str] = "mean"
+    reads: ClassVar[Literal["number", "name", "names"]] = "names"  # as each part says; several in any case
+
+    @classmethod
+    def fit(cls, labels: Sequence[Label]) -> "Multitask":
+        """Refuse to guess what the parts are.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("a multitask is made of fitted tasks: Multitask.of([(target, task), ...]).")
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[str, Task]]) -> "Multitask":
+        """Put fitted tasks together, each under the name of its target; labels are tuples in this order."""
+        names = tuple(name for name, _ in parts)
+        if not parts or len(set(names)) < len(names):
+            raise ValueError(f"a multitask needs targets of different names, got: {', '.join(names) or 'none'}.")
+        return cls(names=names, tasks=tuple(part for _, part in parts))
+
+    @property
+    def num_outputs(self) -> int:
+        """The outputs of all tasks."""
+        return sum(part.num_outputs for part in self.tasks)
+
+    @property
+    def compares(self) -> bool:
+        """Whether any of the losses does."""
+        return any(part.compares for part in self.tasks)
+
+    def parts(self) -> list[tuple[str, Task, slice]]:
+        """The tasks by the name of their target, and which outputs are theirs."""
+        ends = np.cumsum([part.num_outputs for part in self.tasks]).tolist()
+        slices = [slice(end - part.num_outputs, end) for part, end in zip(self.tasks, ends, strict=True)]
+        return list(zip(self.names, self.tasks, slices, strict=True))
+
+    def targets(self, labels: Sequence[Label]) -> Float[Tensor, "points columns"]:
+        """The columns of all tasks, side by side."""
+        return torch.cat([part.targets(own) for part, own in zip(self.tasks, self._own(labels), strict=True)], dim=1)
+
+    def count(self, targets: Float[Tensor, "*points columns"]) -> int:
+        """How much is known of all targets."""
+        return sum(part.count(own) for part, own in zip(self.tasks, self._columns(targets), strict=True))
+
+    def loss(
+        self,
+        outputs: Float[Tensor, "*points outputs"],
+        targets: Float[Tensor, "*points columns"],
+        weights: Float[Tensor, "*points"] | None = None,
+    ) -> Total:
+        """The losses of all tasks, added up."""
+        columns = zip(self.parts(), self._columns(targets), strict=True)
+        totals = [part.loss(outputs[..., place], own, weights) for (_, part, place), own in columns]
+        return sum(totals[1:], totals[0])
+
     def predict(self, outputs: Float[Tensor, "points outputs"]) -> list[Label]:
-        """Outputs in the user's words or unit."""
-
-    @abstractmethod
-    def scores(self, outputs: Float[Tensor, "points outputs"], labels: Sequence[Label]) -> Scores:
-        """Every metric of the task, over points with a known label."""
-
-    @abstractmethod
-    def baseline(self, count: int) -> Float[Tensor, "points outputs"]:
-        """The outputs of who knows nothing but the training labels."""
+        """What each task predicts, as a tuple."""
+        return list(zip(*(part.predict(outputs[:, place]) for _, part, place in self.parts()), strict=True))
 
     def probabilities(self, outputs: Float[Tensor, "points outputs"]) -> dict[str, list[float]]:
-        """The probability of each class by its name; empty for a task without classes."""
-        return {}
+        """The probability of each class, by the name of its target, a point, and its own."""
+        return {
+            f"{name}.{label}": column
+            for name, part, place in self.parts()
+            for label, column in part.probabilities(outputs[:, place]).items()
+        }
+
+    def scores(self, outputs: Float[Tensor, "points outputs"], labels: Sequence[Label]) -> Scores:
+        """The scores of each task as target.metric, and `mean`, that of each task's own metric.
+
+        In the mean, what is better when lower counts with a minus. A target whose labels have less than two
+        values is no part of it.
+        """
+        scores, own_metrics = {}, []
+        for (name, part, place), own in zip(self.parts(), self._own(labels), strict=True):
+            found = part.scores(outputs[:, place], own)
+            scores |= {f"{name}.{metric}": value for metric, value in found.items()}
+            value = found[part.metric]
+            if len({x for x in own if x is not None}) > 1:
+                own_metrics.append(-value if value is not None and part.metric in LOWER_IS_BETTER else value)
+        is_defined = own_metrics and None not in own_metrics
+        return scores | {"mean": math.fsum(own_metrics) / len(own_metrics) if is_defined else None}
+
+    def baseline(self, count: int) -> Float[Tensor, "points outputs"]:
+        """The baselines of all tasks."""
+        return torch.cat([part.baseline(count) for part in self.tasks], dim=1)
+
+    def average(self, members: Float[Tensor, "members points outputs"]) -> Float[Tensor, "points outputs"]:
+        """Each task's own average."""
+        return torch.cat([part.average(members[..., place]) for _, part, place in self.parts()], dim=1)
+
+    def disagreement(self, members: Float[Tensor, "members points outputs"]) -> list[float]:
+        """The largest of any task, whatever their units; ask `parts` for that of each."""
+        each = [part.disagreement(members[..., place]) for _, part, place in self.parts()]
+        return [max(values) for values in zip(*each, strict=True)]
+
+    def translated(self, outputs: Float[Tensor, "points outputs"], other: Task) -> Float[Tensor, "points outputs"]:
+        """Each task's outputs as ones that mean something to it."""
+        assert isinstance(other, Multitask)
+        pairs = zip(self.parts(), other.tasks, strict=True)
+        return torch.cat([part.translated(outputs[:, place], old) for (_, part, place), old in pairs], dim=1)
+
+    def finished(self, outputs: Float[Tensor, "points outputs"], labels: Sequence[Label]) -> "Multitask":
+        """All tasks finished."""
+        pairs = zip(self.parts(), self._own(labels), strict=True)
+        return Multitask.of([(name, part.finished(outputs[:, place], own)) for (name, part, place), own in pairs])
 
     def spec(self) -> dict[str, Any]:
         """All that must be saved."""
-        return {"name": self.name, **asdict(self)}  # pyright: ignore[reportArgumentType]
-
-
-class _Tasks(Registry[type[Task]]):
-    """Tasks, whose options for users are those of `fit`."""
-
-    def options(self, name: str) -> dict[str, inspect.Parameter]:
-        """The options of a task: the keyword-only parameters of its `fit`."""
-        return keyword_only(self[name].fit)
-
-    def load(self, spec: Mapping[str, Any]) -> Task:
-        """Make a saved task again."""
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k != "name"}
-        try:
-            return self[spec["name"]](**fields)
-        except TypeError as error:
-            raise ValueError(f"a saved task {spec['name']!r} does not fit: {error}") from None
-
-
-task = _Tasks("task")
-
-
-@task("regression")
-@dataclass(frozen=True, kw_only=True)
-class Regression(Task):
-    """Real values, standardized by the mean and standard deviation of the training labels.
-
-    >>> Regression.fit([1.0, 3.0]).predict(torch.zeros(1, 1))
-    [2.0]
-    """
-
-    center: float
-    spread: float
-    loss_name: str = "squared"
-
-    name: ClassVar[str] = "regression"
-    metric: ClassVar[str] = "spearman"
+        return {"name": self.name, "names": list(self.names), "tasks": [part.spec() for part in self.tasks]}
 
     @classmethod
-    def fit(cls, labels: Sequence[Label], *, loss: str = "squared") -> "Regression":
-        """Take center and spread from the labels that are known."""
-        known = np.array([x for x in labels if x is not None], dtype=np.float64)
-        losses[loss]  # an unknown name ends here
-        with np.errstate(over="ignore", invalid="ignore"):  # said in the sentence below
-            center, spread = float(known.mean()), float(known.std())
-        if not math.isfinite(center + spread):
-            raise ValueError(f"labels as large as {np.abs(known).max():.3g} have no finite spread: rescale them.")
-        return cls(center=center, spread=spread or 1.0, loss_name=loss)
+    def loaded(cls, spec: Mapping[str, Any]) -> "Multitask":
+        """Make a task again of what `spec` gave."""
+        return cls(names=tuple(spec["names"]), tasks=tuple(task.load(part) for part in spec["tasks"]))
 
-    @property
-    def num_outputs(self) -> int:
-        """One number."""
-        return 1
+    def _own(self, labels: Sequence[Label]) -> list[list[Label]]:
+        """The labels of each task."""
+        rows: list[Any] = [(None,) * len(self.tasks) if label is None else label for label in labels]
+        return [[row[place] for row in rows] for place in range(len(self.tasks))]
 
-    def targets(self, labels: Sequence[Label]) -> Float[Tensor, "points"]:
-        """Standardized labels, NaN where unknown."""
-        known = np.array([math.nan if x is None else x for x in labels], dtype=np.float64)
-        return torch.from_numpy((known - self.center) / self.spread)
-
-    def known(self, targets: Float[Tensor, "*points"]) -> Bool[Tensor, "*points"]:
-        """Which points have a label."""
-        return targets.isfinite()
-
-    def loss(self, outputs: Float[Tensor, "*points 1"], targets: Float[Tensor, "*points"]) -> Total:
-        """The chosen error, in standard deviations of the training labels."""
-        is_known = self.known(targets)
-        error = losses[self.loss_name](outputs[..., 0][is_known], targets[is_known].to(outputs.dtype))
-        return Total(error.sum(), int(is_known.sum()))
-
-    def predict(self, outputs: Float[Tensor, "points 1"]) -> list[Label]:
-        """Numbers in the label's unit."""
-        return (outputs[:, 0].double() * self.spread + self.center).tolist()
-
-    def scores(self, outputs: Float[Tensor, "points 1"], labels: Sequence[Label]) -> Scores:
-        """Correlations and errors, in the label's unit."""
-        return regression_scores(np.array(labels, dtype=np.float64), np.array(self.predict(outputs), dtype=np.float64))
-
-    def baseline(self, count: int) -> Float[Tensor, "points 1"]:
-        """The mean of the training labels."""
-        return torch.zeros(count, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Classes(Task):
-    """Named classes, of which each point has one."""
-
-    classes: tuple[str, ...]
-    shares: tuple[float, ...]  # of the training labels
-
-    metric: ClassVar[str] = "mcc"
-
-    @classmethod
-    def fit(cls, labels: Sequence[Label]) -> "_Classes":
-        """Take the names and their shares from the labels that are known."""
-        counts = Counter(str(x) for x in labels if x is not None)
-        names = sorted(counts, key=_natural)
-        return cls(classes=tuple(names), shares=tuple(counts[name] / counts.total() for name in names))
-
-    def targets(self, labels: Sequence[Label]) -> Int[Tensor, "points"]:
-        """Indices of classes, -1 where unknown."""
-        index = {name: i for i, name in enumerate(self.classes)}
-        return torch.tensor([-1 if x is None else index[str(x)] for x in labels], dtype=torch.long)
-
-    def known(self, targets: Int[Tensor, "*points"]) -> Bool[Tensor, "*points"]:
-        """Which points have a label."""
-        return targets >= 0
-
-    def predict(self, outputs: Float[Tensor, "points outputs"]) -> list[Label]:
-        """The name of the most probable class."""
-        return [self.classes[i] for i in self._probabilities(outputs).argmax(1).tolist()]
-
-    def probabilities(self, outputs: Float[Tensor, "points outputs"]) -> dict[str, list[float]]:
-        """The probability of each class by its name."""
-        columns = self._probabilities(outputs).T.tolist()
-        return dict(zip(self.classes, columns, strict=True))
-
-    def scores(self, outputs: Float[Tensor, "points outputs"], labels: Sequence[Label]) -> Scores:
-        """Scores of the most probable class, and of the probabilities."""
-        return classification_scores(self.targets(labels).numpy(), self._probabilities(outputs).double().numpy())
-
-    @abstractmethod
-    def _probabilities(self, outputs: Float[Tensor, "points outputs"]) -> Float[Tensor, "points classes"]:
-        """The probability of each class, in float64."""
-
-
-@task("binary")
-@dataclass(frozen=True, kw_only=True)
-class Binary(_Classes):
-    """One of two classes; the positive one is the second in natural order, such as 1 of 0 and 1.
-
-    >>> Binary.fit(["no", "yes", "no"]).predict(torch.tensor([[2.0], [-2.0]]))
-    ['yes', 'no']
-    """
-
-    name: ClassVar[str] = "binary"
-
-    @property
-    def num_outputs(self) -> int:
-        """The logit of the positive class."""
-        return 1
-
-    def loss(self, outputs: Float[Tensor, "*points 1"], targets: Int[Tensor, "*points"]) -> Total:
-        """Cross-entropy."""
-        is_known = self.known(targets)
-        truth = targets[is_known].to(outputs.dtype)
-        error = F.binary_cross_entropy_with_logits(outputs[..., 0][is_known], truth, reduction="sum")
-        return Total(error, int(is_known.sum()))
-
-    def baseline(self, count: int) -> Float[Tensor, "points 1"]:
-        """The log odds of the training labels: the majority, with its share as probability."""
-        return torch.full((count, 1), math.log(self.shares[1] / self.shares[0]))
-
-    def _probabilities(self, outputs: Float[Tensor, "points 1"]) -> Float[Tensor, "points 2"]:
-        positive = outputs.double().sigmoid()
-        return torch.cat((1 - positive, positive), dim=1)
-
-
-@task("multiclass")
-@dataclass(frozen=True, kw_only=True)
-class Multiclass(_Classes):
-    """One of several classes, named as in the training labels.
-
-    >>> Multiclass.fit(["b", "a", "c"]).classes
-    ('a', 'b', 'c')
-    """
-
-    name: ClassVar[str] = "multiclass"
-
-    @property
-    def num_outputs(self) -> int:
-        """A logit for each class."""
-        return len(self.classes)
-
-    def loss(self, outputs: Float[Tensor, "*points classes"], targets: Int[Tensor, "*points"]) -> Total:
-        """Cross-entropy."""
-        is_known = self.known(targets)
-        error = F.cross_entropy(outputs[is_known], targets[is_known], reduction="sum")
-        return Total(error, int(is_known.sum()))
-
-    def baseline(self, count: int) -> Float[Tensor, "points classes"]:
-        """The log shares of the training labels."""
-        return torch.tensor(self.shares).log().expand(count, -1)
-
-    def _probabilities(self, outputs: Float[Tensor, "points classes"]) -> Float[Tensor, "points classes"]:
-        return outputs.double().softmax(dim=1)
-
-
-def _natural(name: str) -> tuple[int, float, str]:
-    """Numbers by their size, before words by the alphabet."""
-    try:
-        return (0, float(name), name)
-    except ValueError:
-        return (1, 0.0, name)
+    def _columns(self, targets: Float[Tensor, "*points columns"]) -> list[Tensor]:
+        """The targets of each task."""
+        return list(targets.split([part.targets([]).shape[1] for part in self.tasks], dim=-1))

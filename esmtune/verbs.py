@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,23 +20,31 @@ from esmtune.curation import Curated, curate_labeled, curate_training, refuse, s
 from esmtune.datasets import find_columns, read_rows
 from esmtune.events import Notice, Watcher, silent
 from esmtune.readers import read
-from esmtune.records import Split
+from esmtune.records import Split, Table, Target
 from esmtune.registry import nearest
 from esmtune.runs import Run, metrics_of, predictions_of, readings, resolved, write_run
 from esmtune.writers import Embeddings, check_out, write_embeddings, write_json, write_table
 
 if TYPE_CHECKING:
+    from esmtune.ensembles import Ensemble
+    from esmtune.members import Trained
     from esmtune.predictor import Predictor
-    from esmtune.training import Fitted
 
 
 def train(
-    data: Any, *, out: str | Path | None = None, overwrite: bool = False, watch: Watcher = silent, **options: Any
+    data: Any,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    watch: Watcher = silent,
+    **options: Any,
 ) -> Run:
     """Fine-tune ESM-2 on a table of labeled sequences.
 
     `data` is a path, a polars or pandas frame, or a list of (sequence, label) tuples; `out` is a
     folder for the run, which is written whole at the end. The options are those of `TrainConfig`.
+    What an unfinished run needs to go on lies in `OUT.unfinished`; with `resume` it goes on.
 
     >>> run = train([("MKTV", 0.1), ("GGSG", 0.9), ("MKTI", 0.2), ("GGAG", 1.1)] * 3,
     ...             encoder="random:esm2_t6_8M_UR50D", epochs=1, valid_fraction=0, test_fraction=0)
@@ -50,10 +58,11 @@ def train(
     config = configured(options)
     started = time.time()
     path = Path(out) if out is not None else None
+    if resume and path is None:
+        raise ValueError("resume goes on with a run that has a folder, but no out is given.")
     if path is not None:
         check_out(path, overwrite=overwrite, kind="folder")
     curated = curate_training(data, config)
-    dataset = curated.dataset
     notices: list[str] = []
 
     def hear(event: Any) -> None:
@@ -61,41 +70,62 @@ def train(
             notices.append(event.text)
         watch(event)
 
-    for text in dataset.notices:
+    for text in curated.dataset.notices:
         hear(Notice(text))
 
-    from esmtune.training import fit
+    from esmtune.journal import Journal
+    from esmtune.members import train_members
 
+    unfinished = None if path is None else path.with_name(f"{path.name}.unfinished")
+    if overwrite and not resume and unfinished is not None:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    journal = Journal(unfinished, config.checkpoint_minutes)
+    went_on = journal.open(_identity(config, curated), resume=resume)
+    if resume and not went_on:
+        hear(Notice(f"There is nothing in {unfinished} to go on with: this run starts at the beginning."))
     logs = Path(tempfile.mkdtemp(prefix="esmtune-logs-")) if config.log and path else None
     try:
         if logs:
             hear(Notice(f"Logs, until they move to {path}: {logs}"))
-        predictor, fitted = fit(config, dataset, hear, logs)
-        run = _run_of(predictor, fitted, curated, config, tuple(notices), path)
-        if path is not None and fitted.is_main:
-            write_run(run, path, data, dataset, logs=logs, seconds=time.time() - started)
+        trained = train_members(config, curated.dataset, curated.folds, journal, hear, logs)
+        run = _run_of(trained, curated, config, tuple(notices), path)
+        if path is not None and trained.is_main:
+            write_run(run, path, data, curated.dataset, logs=logs, seconds=time.time() - started)
+            journal.close()
+    except ValueError:
+        if not went_on:
+            journal.close_if_empty()
+        raise
     finally:
         if logs:
             shutil.rmtree(logs, ignore_errors=True)
     return run
 
 
+def _identity(config: TrainConfig, curated: Curated) -> dict[str, Any]:
+    """What must be the same for a run to go on: data and options, but those that change no number."""
+    free = ("log", "checkpoint_minutes", "self_contained", "patience")
+    return {name: value for name, value in asdict(config).items() if name not in free} | {
+        "data_sha256": curated.dataset.sha256
+    }
+
+
 def _run_of(
-    predictor: "Predictor",
-    fitted: "Fitted",
-    curated: Curated,
-    config: TrainConfig,
-    notices: tuple[str, ...],
-    path: Path | None,
+    trained: "Trained", curated: Curated, config: TrainConfig, notices: tuple[str, ...], path: Path | None
 ) -> Run:
-    dataset = curated.dataset
+    several = len(trained.members) > 1
     return Run(
-        predictor=predictor,
-        metrics=metrics_of(predictor, dataset, fitted),
-        history=fitted.history,
-        predictions=predictions_of(predictor.task, dataset, fitted),
+        predictor=trained.predictor,
+        last=trained.last,
+        metrics=metrics_of(trained, curated.dataset, config),
+        history=[
+            {"member": member.name} | entry if several else entry
+            for member, fitted in zip(trained.members, trained.fitted, strict=True)
+            for entry in fitted.history
+        ],
+        predictions=predictions_of(trained, curated.dataset),
         notices=notices,
-        config=resolved(config, curated, predictor),
+        config=resolved(config, curated, trained.predictor.spec),
         path=path,
     )
 
@@ -131,15 +161,15 @@ def configured(options: Mapping[str, Any]) -> TrainConfig:
             given[name] = float(value)
         elif isinstance(value, list):
             given[name] = tuple(value)
-        elif name in ("init_skip", "log") and isinstance(value, str):
+        elif name in ("target", "init_skip", "log") and isinstance(value, str):
             given[name] = (value,)
         elif isinstance(value, Path):
             given[name] = str(value)
     return TrainConfig(**given)
 
 
-def load(path: str | Path, *, encoder: str | None = None, verify: bool = False) -> "Predictor":
-    """Load a predictor from a run or a predictor folder. No code from it is run.
+def load(path: str | Path, *, encoder: str | None = None, verify: bool = False) -> "Predictor | Ensemble":
+    """Load a predictor, or an ensemble, from a run or a predictor folder. No code from it is run.
 
     `encoder` says where the encoder's weights are, if they have moved; `verify` recomputes three
     outputs that were saved with the predictor.
@@ -147,21 +177,22 @@ def load(path: str | Path, *, encoder: str | None = None, verify: bool = False) 
     Raises:
         ValueError: if it is no predictor, damaged, from a later version, or its encoder cannot be had.
     """
-    from esmtune.predictor import Predictor
+    from esmtune.ensembles import load_predictor
 
-    return Predictor.load(path, encoder=encoder, verify=verify)
+    return load_predictor(path, encoder=encoder, verify=verify)
 
 
 def evaluate(
-    run: "str | Path | Predictor",
+    run: "str | Path | Run | Predictor | Ensemble",
     data: Any,
     *,
     out: str | Path | None = None,
     overwrite: bool = False,
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     sequence: str | None = None,
     id: str | None = None,
     split: str | None = None,
+    mask: str | None = None,
     subset: Split | None = None,
     skip_bad_rows: bool = False,
     encoder: str | None = None,
@@ -181,24 +212,25 @@ def evaluate(
         check_out(Path(out), overwrite=overwrite, kind="scores")
     table = read(data)
     predictor = _ready(run, encoder, accelerator, watch)
-    usual = predictor.spec.target if predictor.spec.target in table.frame.columns else None
+    task, targets = predictor.task, predictor.spec.targets
+    asked = (target,) if isinstance(target, str) else target
     dataset = curate_labeled(
         table,
-        find_columns(table, target=target or usual, sequence=sequence, id=id, split=split),
-        kind=predictor.task.name,
-        classes=getattr(predictor.task, "classes", ()),
+        find_columns(table, target=asked or _usual_target(targets, table), sequence=sequence, id=id, split=split,
+                     mask=mask),
+        targets=targets,
+        classes={t.name: getattr(part, "classes", ()) for t, (_, part, _) in zip(targets, task.parts(), strict=True)},
         subset=subset,
         max_length=predictor.spec.max_length,
         skip_bad_rows=skip_bad_rows,
-    )
+    )  # fmt: skip
     for text in dataset.notices:
         watch(Notice(text))
     outputs = predictor.outputs([r.sequence for r in dataset.records], tokens_per_batch=tokens_per_batch, watch=watch)
-    labels = [r.label for r in dataset.records]
-    task = predictor.task
+    labels = [label for r in dataset.records for label in r.labels]
     result = {
         "encoder": predictor.spec.encoder.name,
-        "records": len(labels),
+        "records": len(dataset.records),
         "scores": task.scores(outputs, labels),
         "baseline": task.scores(task.baseline(len(labels)), labels),
     }
@@ -207,13 +239,22 @@ def evaluate(
     return result
 
 
+def _usual_target(targets: Sequence[Target], table: Table) -> tuple[str, ...] | None:
+    """The columns that a predictor was trained on, if they are there."""
+    if targets[0].kind == "mlm":
+        return ()
+    names = tuple(name for t in targets for name in (t.name.split(",") if t.form == "columns" else (t.name,)))
+    return names if all(name in table.frame.columns for name in names) else None
+
+
 def predict(
-    run: "str | Path | Predictor",
+    run: "str | Path | Run | Predictor | Ensemble",
     data: Any,
     *,
     out: str | Path | None = None,
     overwrite: bool = False,
     sequence: str | None = None,
+    probabilities: bool = False,
     encoder: str | None = None,
     verify: bool = False,
     accelerator: Accelerator = "auto",
@@ -222,7 +263,10 @@ def predict(
 ) -> pl.DataFrame:
     """Predict every row of a table: all its columns, in order, then `prediction`, `probability_CLASS` and `problem`.
 
-    A row that cannot be predicted keeps its place, with an empty prediction and the reason under `problem`.
+    Predictions come in the form of the labels that were learned; those of residues with `probabilities` only
+    on request. Several targets have a `prediction_TARGET` each; an ensemble adds `spread`, the standard
+    deviation of what its members say. A row that cannot be predicted keeps its place, with an empty
+    prediction and the reason under `problem`.
 
     Raises:
         ValueError: if the table or the run cannot be read, or a column to be added exists already.
@@ -232,11 +276,12 @@ def predict(
     table = read(data)
     columns = find_columns(table, sequence=sequence, labeled=False)
     predictor = _ready(run, encoder, accelerator, watch, verify=verify)
-    clash = [
-        name
-        for name in (*readings(predictor.task, predictor.task.baseline(1)).columns, "problem")
-        if name in table.frame.columns
-    ]
+    task, targets = predictor.task, predictor.spec.targets
+    details = probabilities or predictor.level == "sequence"
+    members = len(getattr(predictor, "members", [predictor]))
+    example = task.baseline(1).expand(members, 1, -1)
+    names = readings(task, targets, example, [1], details=details).columns
+    clash = [name for name in (*names, "problem") if name in table.frame.columns]
     if clash:
         raise ValueError(f"{table.source} has a column {clash[0]!r} already, which predict would add. Rename it.")
     rows = read_rows(table, columns, max_length=predictor.spec.max_length, unique_ids=False)
@@ -246,15 +291,18 @@ def predict(
     problems: list[str | None] = [None] * table.frame.height
     for problem in rows.problems:
         problems[row_of[problem.where]] = problem.reason
-    outputs = predictor.outputs([r.sequence for r in rows.records], tokens_per_batch=tokens_per_batch, watch=watch)
+    sequences = [r.sequence for r in rows.records]
+    answers = predictor.answers(sequences, tokens_per_batch=tokens_per_batch, watch=watch)
+    counts = predictor.points(sequences)
+    finite = [bool(x.isfinite().all()) for x in answers.split(counts, dim=1)]
     place = {row_of[record.where]: number for number, record in enumerate(rows.records)}
     for number, record in enumerate(rows.records):
-        if not outputs[number].isfinite().all():
+        if not finite[number]:
             problems[row_of[record.where]] = "the network gave no finite number"
             del place[row_of[record.where]]
     places = pl.Series([place.get(row) for row in range(table.frame.height)], dtype=pl.Int64)
-    spread = readings(predictor.task, outputs).select(pl.all().gather(places))
-    frame = table.frame.hstack(spread).with_columns(pl.Series("problem", problems, dtype=pl.String))
+    found = readings(task, targets, answers, counts, details=details).select(pl.all().gather(places))
+    frame = table.frame.hstack(found).with_columns(pl.Series("problem", problems, dtype=pl.String))
     bad = sum(problem is not None for problem in problems)
     if bad:
         first = next(row for row, problem in enumerate(problems) if problem)
@@ -339,14 +387,42 @@ def embed(
     return embeddings
 
 
+def merge(
+    run: "str | Path | Run | Predictor | Ensemble",
+    *,
+    out: str | Path,
+    overwrite: bool = False,
+    encoder: str | None = None,
+    self_contained: bool = False,
+) -> "Predictor | Ensemble":
+    """Work the adapters of a predictor (LoRA and its kin) into its encoder's weights, and save that predictor.
+
+    It predicts the same, to rounding, needs no PEFT, and computes no more than an encoder without adapters.
+
+    Raises:
+        ValueError: if the run cannot be read or has no adapters, or `out` exists.
+    """
+    from esmtune.ensembles import Ensemble
+
+    check_out(Path(out), overwrite=overwrite, kind="folder")
+    predictor = _ready(run, encoder, "cpu", silent)
+    members = predictor.members if isinstance(predictor, Ensemble) else [predictor]
+    merged = [member.merged() for member in members]
+    new = Ensemble(merged) if isinstance(predictor, Ensemble) else merged[0]
+    new.save(Path(out), self_contained=self_contained)
+    return new
+
+
 def _ready(
     run: Any, encoder: str | None, accelerator: Accelerator, watch: Watcher, *, verify: bool = False
-) -> "Predictor":
+) -> "Predictor | Ensemble":
     """A loaded predictor, on its device."""
-    from esmtune.predictor import Predictor, choose_device
+    from esmtune.ensembles import load_predictor
+    from esmtune.predicting import Predicting
+    from esmtune.predictor import choose_device
 
     run = run.predictor if isinstance(run, Run) else run
-    predictor = run if isinstance(run, Predictor) else Predictor.load(run, encoder=encoder, verify=verify)
+    predictor = run if isinstance(run, Predicting) else load_predictor(run, encoder=encoder, verify=verify)
     if predictor.spec.encoder.is_random:
         watch(Notice(f"The encoder of this predictor started from RANDOM weights ({predictor.spec.encoder.name})."))
     return predictor.to(choose_device(accelerator))

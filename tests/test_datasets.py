@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from esmtune.alphabet import RESIDUES, clean
 from esmtune.config import TrainConfig
 from esmtune.curation import curate_labeled, curate_training
-from esmtune.datasets import Columns, find_columns, infer_kind, read_labels, read_rows
+from esmtune.datasets import Columns, find_columns, read_rows
+from esmtune.inference import infer_kind
+from esmtune.labels import READS
 from esmtune.readers import read
-from esmtune.records import BadRowsError
+from esmtune.records import BadRowsError, Target
+from esmtune.targets import Column, read_labels
 
 
 def proteins(count):
@@ -55,12 +58,13 @@ def said(dataset, part):
 )
 def test_usual_names(names, expected):
     found = columns_of(*names.split("|" if "|" in names else " "))
-    assert (found.sequence, found.target, found.id, found.split) == expected
+    assert (found.sequence, *found.target, found.id, found.split) == expected
 
 
 def test_asked_columns_come_first():
-    found = columns_of("sequence", "seq2", "label", "Tm", sequence="seq2", target="Tm")
-    assert (found.sequence, found.target) == ("seq2", "Tm")
+    found = columns_of("sequence", "seq2", "label", "Tm", sequence="seq2", target=("Tm",))
+    assert (found.sequence, found.target) == ("seq2", ("Tm",))
+    assert columns_of("sequence", "label", "ph", "Tm", target=("Tm", "ph")).target == ("Tm", "ph")
 
 
 def test_what_cannot_be_told():
@@ -73,17 +77,17 @@ def test_what_cannot_be_told():
     with pytest.raises(ValueError, match=r"usual name for the target .*--target COLUMN\. It has: sequence, Tm\."):
         columns_of("sequence", "Tm")
     with pytest.raises(ValueError, match=r"usual name for the sequence .*--sequence COLUMN\. It has: protein\."):
-        columns_of("protein", target="protein")
+        columns_of("protein", target=("protein",))
 
 
-@pytest.mark.parametrize("role", ["sequence", "target", "id", "split"])
+@pytest.mark.parametrize("role", ["sequence", "target", "id", "split", "mask", "weight"])
 def test_unknown_columns_are_answered_with_those_that_exist(role):
     with pytest.raises(ValueError, match=r"no column 'labell'. Did you mean 'label'\? It has: sequence, label\."):
-        columns_of("sequence", "label", **{role: "labell"})
+        columns_of("sequence", "label", **{role: ("labell",) if role == "target" else "labell"})
 
 
 def test_without_labels_a_table_needs_neither_target_nor_split():
-    found = columns_of("sequence", "label", "score", "set", "split", "id", labeled=False)
+    found = columns_of("sequence", "label", "score", "set", "split", "id", "mask", labeled=False)
     assert found == Columns(sequence="sequence", target=None, id="id", split=None)
 
 
@@ -178,12 +182,12 @@ def test_ids():
 
 
 def kind_of(labels):
-    return infer_kind(with_labels(labels))[0]
+    return infer_kind(Column.of(with_labels(labels), 0, "one").values)[0]
 
 
 def with_labels(labels):
     table = read(pl.DataFrame({"sequence": ["M"] * len(labels), "label": labels}, strict=False))
-    return read_rows(table, find_columns(table), max_length=None).records
+    return read_rows(table, find_columns(table), max_length=None).rows
 
 
 @pytest.mark.parametrize(
@@ -203,6 +207,11 @@ def with_labels(labels):
         ([True, False, None], "binary"),
         (["true", "false"], "binary"),
         (["yes", "no", "no", ""], "binary"),
+        (["yes", "no", "NA", "N/A", "NULL", "nan", "None", "<NA>"], "binary"),
+        (["Na", "K"], "binary"),
+        (["5", ">10"], "regression"),
+        ([">10", "<=2", "0.5", "3"], "regression"),
+        (["≥10", "<1"], "binary"),
         ([1.5, 1.5, 1.5], "regression"),
         (["a", "a"], "multiclass"),
         (["0.1", "0.2", "0.3", "0,4"], "regression"),
@@ -217,11 +226,19 @@ def test_the_task_is_told_where_it_is_clear(labels, kind):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 1, 2] * 10, r"3 whole numbers \(0, 1, 2\): amounts or names of classes\? .*--task multiclass"),
+        (
+            [0, 1, 2] * 10,
+            r"3 whole numbers \(0, 1, 2\): amounts, .* or grades\? .*--task multiclass, or --task ordinal",
+        ),
         (["0", "1", "unknown"] * 10, r"3 values|text of 3 values"),
         (["a", "b", "c"], r"text of 3 values \(a, b, c\)\. If they are classes, say --task multiclass"),
         (list("abcdefgh"), r"\(a, b, c, d, e, f, …\)"),
-        (["yes", "no", "NA"], "text of 3 values"),
+        (["yes", "no", "na"], "text of 3 values"),
+        (
+            ["a;b", "b", "a;c", "b;c"],
+            r"are lists \(a;b, .*several classes, say --task multilabel; if .*--level residue",
+        ),
+        (["a", "b", "a;c"], r"say --task multiclass\. If they name several classes a row, say --task multilabel"),
         (["0,5", "1,25", "7"], r"decimal comma \(0,5, 1,25, 7\)\. Write them with a point"),
     ],
 )
@@ -250,7 +267,7 @@ def test_a_task_that_does_not_exist_comes_before_what_it_makes_of_the_labels():
 
 
 def labels_of(dataset):
-    return [r.label for r in dataset.records]
+    return [label for r in dataset.records for label in r.labels]
 
 
 @pytest.mark.parametrize("missing", ["", " ", "NA", "na", "n/a", "NaN", "nan", "null", "None"])
@@ -268,10 +285,22 @@ def test_missing_labels_of_frames(frame):
     assert labels_of(dataset) == [0.5, 1.5, 2.5]
 
 
-def test_only_an_empty_class_is_missing():
+def test_sodium_is_a_class():
     assert labels_of(curate(["Na", "K", "", " ", None], task={"name": "binary"})) == ["Na", "K"]
-    assert labels_of(curate(["NA", "K", "Ca"], task={"name": "multiclass"})) == ["NA", "K", "Ca"]
-    assert labels_of(curate(["0", "1", "NA"])) == ["0", "1"]
+    assert labels_of(curate(["Na", "K", "none"], task={"name": "multiclass"})) == ["Na", "K", "none"]
+    assert not said(curate(["Na", "K", ""]), "unknown")
+    assert labels_of(curate(["0", "1", "na"])) == ["0", "1"]
+
+
+def test_what_pandas_takes_as_missing_is_no_class(tmp_path):
+    words = ["NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A", "Na", "none", "K"]
+    path = tmp_path / "words.csv"
+    path.write_text("label\n" + "\n".join(words))
+    expected = [x for x in pd.read_csv(path)["label"].tolist() if isinstance(x, str)]
+    dataset = curate(words, task={"name": "multiclass"})
+    assert labels_of(dataset) == expected == ["Na", "none", "K"]
+    assert said(dataset, "Labels taken as unknown: 10 (#N/A, <NA>, N/A, NA, NULL, NaN, None, n/a, nan, null).")
+    assert said(curate(["a", "NA", "b", "NA", "NA"]), "Labels taken as unknown: 3 (NA).")
 
 
 def test_no_missing_labels_and_nothing_said():
@@ -289,7 +318,8 @@ def test_one_class_however_it_is_written():
 
 
 def test_booleans_and_categories_are_classes():
-    assert labels_of(curate([True, False, None])) == ["True", "False"]
+    for values in ([True, False, None], ["True", "False", ""], ["true", "FALSE", "NA"]):
+        assert labels_of(curate(values)) == ["true", "false"]
     categories = pl.DataFrame({"sequence": proteins(2), "label": pl.Series(["b", "a"], dtype=pl.Categorical)})
     dataset = curate_training(categories, TrainConfig(valid_fraction=0.0, test_fraction=0.0)).dataset
     assert labels_of(dataset) == ["b", "a"]
@@ -297,16 +327,21 @@ def test_booleans_and_categories_are_classes():
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=3, max_size=6, unique=True))
 def test_numbers_are_read_exactly(values):
-    read, problems = read_labels([*with_labels(values), *with_labels([*map(repr, values)])], "regression")
-    assert [r.label for r in read] == [*values, *values]
-    assert problems == []
+    rows = [*with_labels(values), *with_labels([*map(repr, values)])]
+    target = Target(name="label", kind="regression", form="one")
+    labeled = read_labels(rows, [target], [Column.of(rows, 0, "one")], READS)
+    assert [label for r in labeled.records for label in r.labels] == [*values, *values]
+    assert labeled.problems == []
 
 
 @pytest.mark.parametrize(
     ("label", "reason"),
     [
         ("high", "the label 'high' is no number"),
-        ("<5", "the label '<5' is no number"),
+        ("<high", "the label '<high' is no number"),
+        ("<0,5", "the label '<0,5' is no number; write a decimal point, not a comma"),
+        (">inf", "the label '>inf' is not finite"),
+        ("true", "the label 'true' is no number"),
         ("1_000", "the label '1_000' is no number"),
         ("0,5", "the label '0,5' is no number; write a decimal point, not a comma"),
         ("inf", "the label 'inf' is not finite"),
@@ -368,8 +403,9 @@ def test_a_class_that_training_lacks():
 def evaluated(frame, subset=None, classes=(), kind="regression", skip=False):
     table = read(frame)
     return curate_labeled(
-        table, find_columns(table), kind=kind, classes=classes, subset=subset, max_length=None, skip_bad_rows=skip
-    )
+        table, find_columns(table), targets=[Target(name="label", kind=kind, form="one")], classes={"label": classes},
+        subset=subset, max_length=None, skip_bad_rows=skip,
+    )  # fmt: skip
 
 
 def test_evaluation_takes_every_labeled_row_or_those_of_one_split():
@@ -394,6 +430,13 @@ def test_evaluation_knows_the_classes_of_the_predictor():
     with pytest.raises(BadRowsError, match=r"row 3: the predictor does not know the class '2'; it knows 0, 1"):
         evaluated(frame, classes=("0", "1"), kind="binary")
     assert labels_of(evaluated(frame, classes=("0", "1"), kind="binary", skip=True)) == ["1", "0"]
+
+
+def test_evaluation_spells_classes_as_the_predictor_does():
+    frame = pl.DataFrame({"sequence": proteins(3), "label": ["true", "False", "NA"]})
+    assert labels_of(evaluated(frame, classes=("False", "True"), kind="binary")) == ["True", "False"]
+    assert labels_of(evaluated(frame, classes=("false", "true"), kind="binary")) == ["true", "false"]
+    assert labels_of(evaluated(frame, classes=("NA", "False", "True"), kind="multiclass")) == ["True", "False", "NA"]
 
 
 def test_evaluation_without_what_it_needs():

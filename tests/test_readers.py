@@ -66,8 +66,8 @@ def test_all_formats_give_the_same_records(tmp_path, suffix, compressed):
     path.write_bytes(gzip.compress(FILES[suffix]) if compressed else FILES[suffix])
     table = read(path)
     assert table.frame.select(HEADER).rows() == ROWS
-    records = read_rows(table, find_columns(table), max_length=None).records
-    assert [(r.id, r.sequence, r.label, r.split) for r in records] == [row[:4] for row in ROWS]
+    rows = read_rows(table, find_columns(table), max_length=None).rows
+    assert [(x.record.id, x.record.sequence, x.cells[0], x.record.split) for x in rows] == [row[:4] for row in ROWS]
 
 
 @pytest.mark.parametrize("make", [pl.DataFrame, pd.DataFrame], ids=["polars", "pandas"])
@@ -204,9 +204,9 @@ def test_fasta_as_flip_and_biotrainer_write_it(tmp_path):
     )
     table = read(path)
     columns = find_columns(table)
-    assert (columns.target, columns.split, columns.validation, columns.id) == ("TARGET", "SET", "VALIDATION", "id")
-    records = read_rows(table, columns, max_length=None).records
-    assert [(r.id, r.label, r.split) for r in records] == [
+    assert (columns.target, columns.split, columns.validation, columns.id) == (("TARGET",), "SET", "VALIDATION", "id")
+    rows = read_rows(table, columns, max_length=None).rows
+    assert [(row.record.id, row.cells[0], row.record.split) for row in rows] == [
         ("Sequence0", "8.5", "train"),
         ("Sequence1", "-0.25", "valid"),
         ("Sequence2", "Cell membrane", "test"),

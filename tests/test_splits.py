@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from esmtune.config import TrainConfig
 from esmtune.curation import RELATED, curate_training
-from esmtune.records import BadRowsError, Record
-from esmtune.splits import split_at_random
+from esmtune.records import BadRowsError, Marks, Record
+from esmtune.splits import folds_of, split_at_random
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 
@@ -22,7 +22,7 @@ def proteins(count, seed=0):
 
 
 def record(sequence, label=0.0):
-    return Record(id="", sequence=sequence, label=label, split=None, where="")
+    return Record(id="", sequence=sequence, labels=(label,), split=None, where="")
 
 
 def curate(frame, **options):
@@ -38,7 +38,7 @@ def test_each_class_alike():
     labels = ["a"] * 600 + ["b"] * 300 + ["c"] * 100
     records = [record(s, label) for s, label in zip(proteins(1000), labels, strict=True)]
     drawn = split_at_random(records, valid=0.1, test=0.1, stratify=True, seed=3)
-    counts = Counter((r.label, r.split) for r in drawn)
+    counts = Counter((r.labels[0], r.split) for r in drawn)
     for label, size in (("a", 600), ("b", 300), ("c", 100)):
         assert counts[label, "test"] == counts[label, "valid"] == size / 10
 
@@ -49,7 +49,7 @@ def test_many_small_classes_add_up():
     counts = Counter(r.split for r in drawn)
     assert abs(counts["test"] - 40) <= 1
     assert abs(counts["valid"] - 40) <= 1
-    assert {r.label for r in drawn if r.split == "train"} == {str(n) for n in range(100)}
+    assert {r.labels[0] for r in drawn if r.split == "train"} == {str(n) for n in range(100)}
 
 
 def test_the_seed_decides_and_nothing_else():
@@ -70,12 +70,70 @@ def test_the_seed_decides_and_nothing_else():
 def test_copies_stay_together_and_no_class_leaves_training(pairs, seed, stratify):
     records = [record(sequence, label) for sequence, label in pairs]
     drawn = split_at_random(records, valid=0.3, test=0.4, stratify=stratify, seed=seed)
-    assert [(r.sequence, r.label) for r in drawn] == pairs
+    assert [(r.sequence, r.labels[0]) for r in drawn] == pairs
     sides = {(r.sequence, r.split) for r in drawn}
     assert len(sides) == len({sequence for sequence, _ in pairs})
     if stratify:
-        assert {r.label for r in drawn if r.split == "train"} == {label for _, label in pairs}
+        assert {r.labels[0] for r in drawn if r.split == "train"} == {label for _, label in pairs}
     assert any(r.split == "train" for r in drawn)
+
+
+MANY = [
+    Marks(frozenset("a")),
+    Marks(frozenset("ab"), frozenset("c")),
+    Marks(frozenset("c")),
+    Marks(frozenset()),
+    ("x", 1.0),
+    ("y", None),
+    (None, 2.0),
+]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ACDEFGHIKL"), st.sampled_from(MANY)), min_size=1, max_size=30),
+    st.integers(0, 5),
+)
+@settings(max_examples=200, deadline=None)
+def test_no_class_leaves_training_whatever_labels_are(pairs, seed):
+    def named(records):
+        marks = {name for r in records for x in r.labels if isinstance(x, Marks) for name in x.yes}
+        return marks | {x[0] for r in records for x in r.labels if isinstance(x, tuple)} - {None}
+
+    records = [record(sequence, label) for sequence, label in pairs]
+    drawn = split_at_random(records, valid=0.3, test=0.4, stratify=False, seed=seed)
+    assert named([r for r in drawn if r.split == "train"]) == named(records)
+
+
+def test_no_class_of_residues_leaves_training():
+    records = [Record(id="", sequence=s, labels=tuple("HE"), split=None, where="") for s in proteins(19)]
+    records.append(Record(id="", sequence="MK", labels=("H", "rare"), split=None, where=""))
+    for seed in range(10):
+        drawn = split_at_random(records, valid=0.3, test=0.4, stratify=False, seed=seed)
+        assert drawn[-1].split == "train"
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ACDEFGHIKL"), st.sampled_from("xyz")), min_size=1, max_size=40),
+    st.integers(2, 6),
+    st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_folds(pairs, folds, stratify):
+    records = [record(sequence, label) for sequence, label in pairs]
+    found = folds_of(records, folds, stratify, 0)
+    assert len(found) == len(records)
+    assert found == folds_of(records, folds, stratify, 0)
+    assert len({(r.sequence, n) for r, n in zip(records, found, strict=True)}) == len({s for s, _ in pairs})
+    sizes = Counter({n: len({r.sequence for r, m in zip(records, found, strict=True) if m == n}) for n in range(folds)})
+    assert max(sizes.values()) - min(sizes.values()) <= 1
+
+
+def test_folds_have_each_class_alike():
+    records = [record(s, label) for s, label in zip(proteins(100), ["a"] * 60 + ["b"] * 40, strict=True)]
+    counts = Counter((r.labels[0], n) for r, n in zip(records, folds_of(records, 5, True, 1), strict=True))
+    assert {counts["a", n] for n in range(5)} == {12}
+    assert {counts["b", n] for n in range(5)} == {8}
+    assert folds_of(records, 5, True, 1) != folds_of(records, 5, True, 2)
 
 
 @pytest.mark.parametrize(("valid", "test"), [(0.5, 0.5), (0.9, 0.2), (-0.1, 0.1)])
@@ -131,7 +189,7 @@ def test_nothing_drawn_and_nothing_said_of_it(frame):
 def test_classes_are_drawn_alike_and_rare_ones_stay_in_training():
     frame = pl.DataFrame({"sequence": proteins(101), "label": ["a"] * 50 + ["b"] * 50 + ["rare"]})
     dataset = curate(frame, task={"name": "multiclass"}, test_fraction=0.2)
-    counts = Counter((r.label, r.split) for r in dataset.records)
+    counts = Counter((r.labels[0], r.split) for r in dataset.records)
     assert counts["a", "test"] == counts["b", "test"] == 10
     assert counts["rare", "train"] == 1
     assert any("each class alike" in notice for notice in dataset.notices)
@@ -146,7 +204,7 @@ def test_separate_files(tmp_path):
     assert [r.split for r in dataset.records] == ["train"] * 10 + ["valid"] * 10 + ["test"] * 10
     assert dataset.records[10].where == f"{names['valid']}, line 2"
     assert not any(RELATED in notice for notice in dataset.notices)
-    only_test = curate(names["train"], test=names["test"])
+    only_test = curate(names["train"], test=names["test"], folds=1)
     assert Counter(r.split for r in only_test.records) == {"train": 9, "valid": 1, "test": 10}
     assert {r.where.split(",")[0] for r in only_test.records if r.split == "test"} == {names["test"]}
     only_valid = curate(names["train"], valid=names["valid"])
@@ -224,3 +282,51 @@ def test_unknown_and_empty_names_of_splits():
         "the split is 'holdout'; it can be train, valid or test",
         *["the split is empty; it can be train, valid or test"] * 3,
     ]
+
+
+def folds_in(frame, **options):
+    return curate_training(frame, TrainConfig(**options)).folds
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "folds"),
+    [
+        (20, {}, 5),
+        (20, {"folds": 1}, 1),
+        (20, {"folds": 3}, 3),
+        (20, {"seeds": 3}, 1),
+        (20, {"valid_fraction": 0.0}, 1),
+        (3, {}, 1),
+        (1000, {}, 1),
+        (94, {}, 5),
+        (100, {}, 1),
+        (40, {"valid_fraction": 0.25}, 1),
+        (1000, {"folds": 10}, 10),
+    ],
+)
+def test_few_rows_are_validated_in_folds(count, options, folds):
+    found = curate_training(numbers(count), TrainConfig(test_fraction=0.2, **options))
+    assert found.folds == folds
+    splits = Counter(r.split for r in found.dataset.records)
+    assert splits["test"] == round(count * 0.2)
+    if folds > 1:
+        assert splits["valid"] == 0
+        assert any(f"{folds} folds of train for validation" in text for text in found.dataset.notices)
+        assert not any("no validation rows" in text for text in found.dataset.notices)
+
+
+def test_folds_are_for_rows_whose_split_the_data_leave_open():
+    split = ["train"] * 16 + ["valid"] * 4
+    assert folds_in(numbers(20, split=split)) == 1
+    assert folds_in(numbers(20, split=["train"] * 16 + ["test"] * 4)) == 5
+    with pytest.raises(ValueError, match=r"folds take the training rows in turn .*the data say which"):
+        folds_in(numbers(20, split=split), folds=5)
+    with pytest.raises(ValueError, match=r"folds is 19, but there are only 18 training sequences"):
+        folds_in(numbers(20), folds=19)
+
+
+def test_replicates_stay_in_one_fold_and_one_split():
+    sequences = proteins(20) * 3
+    frame = pl.DataFrame({"sequence": sequences, "label": [n / 10 for n in range(60)]})
+    dataset = curate(frame, test_fraction=0.25)
+    assert len({(r.sequence, r.split) for r in dataset.records}) == 20

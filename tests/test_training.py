@@ -15,7 +15,7 @@ from tests.conftest import TEN, in_new_process
 LENGTHS = [(sequence, len(sequence) / 100) for sequence in TEN]
 HALVES = [(sequence, "long" if len(sequence) > 45 else "short") for sequence in TEN]
 THIRDS = [(sequence, "abc"[min(len(sequence) // 20, 3) - 1]) for sequence in TEN]
-EVERYTHING = {"valid_fraction": 0.0, "test_fraction": 0.0}
+EVERYTHING = {"valid_fraction": 0.0, "test_fraction": 0.0, "folds": 1}
 
 
 def train(tiny, rows=LENGTHS, **options):
@@ -103,7 +103,7 @@ if __name__ == "__main__":
 def test_two_processes_give_the_numbers_of_one(tiny, tmp_path):
     """Also where one of them has no micro-batch: the last global batch of an epoch holds a single sequence."""
     options = {"tuning": "full", "max_steps": 5, "global_batch_size": 3, "valid_fraction": 0.2, "test_fraction": 0.1,
-               "accelerator": "cpu", "self_contained": True}  # fmt: skip
+               "accelerator": "cpu", "self_contained": True, "folds": 1}  # fmt: skip
     one = esmtune.train(LENGTHS, encoder=str(tiny), out=tmp_path / "one", **options)
     assert one.metrics["records"] == {"train": 7, "valid": 2, "test": 1}
     script = tmp_path / "two.py"
@@ -217,11 +217,24 @@ def test_steps_are_counted_through_the_epochs(tiny):
     assert [(e["step"], e["epoch"]) for e in run.history] == [(3, 1), (6, 2)]
 
 
-def test_a_diverging_run_stops_with_a_sentence(tiny):
-    with pytest.raises(
-        ValueError, match=r"the loss became (nan|inf) at step \d+ \(ids .*\)\. Lower --encoder-learning"
-    ):
-        train(tiny, encoder_learning_rate=1e20, head_learning_rate=1e20, clip=1e30, epochs=30)
+def test_a_diverging_run_stops_and_keeps_the_weights_from_before(tiny, tmp_path, shell):
+    said = []
+    options = {"head_learning_rate": 1e38, "clip": 1e38, "epochs": 30, "valid_fraction": 0.3, "global_batch_size": 2}
+    run = train(tiny, out=tmp_path / "run", watch=said.append, **options)
+    assert run.diverged
+    (found,) = run.metrics["diverged"].values()
+    assert len(found["ids"]) in (1, 2)
+    sentence = " ".join(getattr(event, "text", "") for event in said)
+    assert f"DIVERGED: at step {found['step']:,} (epoch {found['epoch']})" in sentence
+    assert all(name in sentence for name in found["ids"])
+    assert "lower --encoder-learning-rate" in sentence
+    assert all(weight.isfinite().all() for weight in run.predictor.state_dict().values())
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["diverged"] == run.metrics["diverged"]
+    table = tmp_path / "ten.csv"
+    table.write_text("sequence,target\n" + "".join(f"{s},{x}\n" for s, x in LENGTHS))
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    answer = shell("train", table, "--encoder", tiny, "--tuning", "full", "--out", tmp_path / "shell", *flags)
+    assert answer.code == 3
 
 
 def test_random_weights_are_said_everywhere(tmp_path, shell):
@@ -244,4 +257,4 @@ def test_random_weights_are_said_everywhere(tmp_path, shell):
 def test_the_head_may_be_given_whole(tiny):
     run = train(tiny, head={"name": "mlp", "hidden": 8, "dropout": 0.5, "pool": "cls"}, max_steps=1)
     assert run.predictor.spec.head == {"name": "mlp", "hidden": 8, "dropout": 0.5, "pool": "cls"}
-    assert run.predictor.head.hidden.weight.shape == (8, 32)
+    assert run.predictor.head.hidden.weight.shape == (8, 96)  # three layers side by side

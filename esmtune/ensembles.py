@@ -1,0 +1,127 @@
+"""Several predictors of the same thing that predict together, and disagree where they know little."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from esmtune.batching import Budget, by_length
+from esmtune.config import TOKENS_PER_BATCH
+from esmtune.esm2 import Tokens
+from esmtune.events import Progress, Watcher, silent
+from esmtune.predicting import Predicting, concatenated
+from esmtune.predictor import FORMAT_VERSION, Predictor, evaluating, predictor_folder, read_predictor_json
+from esmtune.records import Level
+from esmtune.writers import whole_folder
+
+
+class Ensemble(Predicting):
+    """Predictors of one architecture and target, trained from different seeds or on different folds.
+
+    Their outputs are averaged: numbers as such, classes by probability (Lakshminarayanan et al. 2017,
+    https://doi.org/10.48550/arXiv.1612.01474). Where they share a frozen encoder, it computes once.
+
+    Raises:
+        ValueError: for no member, or members of different targets.
+    """
+
+    def __init__(self, members: Sequence[Predictor]):
+        if not members:
+            raise ValueError("an ensemble needs a member.")
+        first = members[0]
+        for member in members:
+            if member.spec.targets != first.spec.targets or member.task.num_outputs != first.task.num_outputs:
+                raise ValueError("the members of an ensemble predict different targets.")
+        self.members = tuple(members)
+        self.spec, self.task = first.spec, first.task
+
+    @property
+    def level(self) -> Level:
+        """Whether it says something of sequences or of residues."""
+        return self.members[0].level
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.members[0].device
+
+    def to(self, device: Any, /) -> "Ensemble":
+        """Move all members to a device."""
+        for member in self.members:
+            member.to(device)
+        return self
+
+    @torch.inference_mode()
+    def answers(
+        self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent
+    ) -> Float[Tensor, "members points outputs"]:
+        """What each member gives for clean sequences, in the unit of the first, in their order, on the CPU."""
+        if len({id(member.encoder) for member in self.members}) > 1:
+            return torch.stack(
+                [
+                    self.task.translated(
+                        member.answers(sequences, tokens_per_batch=tokens_per_batch, watch=watch)[0], member.task
+                    )
+                    for member in self.members
+                ]
+            )
+        rows: list[list[Tensor]] = [[torch.empty(0)] * len(sequences) for _ in self.members]
+        done = 0
+        lengths = [len(s) for s in sequences]
+        for batch in by_length(range(len(sequences)), lengths, Budget(tokens=tokens_per_batch)):
+            counts = self.points([sequences[i] for i in batch])
+            tokens = Tokens.of([sequences[i] for i in batch]).to(self.device)
+            with evaluating(self.members[0]):
+                seen = self.members[0].seen(tokens)
+            for member, column in zip(self.members, rows, strict=True):
+                with evaluating(member):
+                    answers = member.head(seen).float().cpu().split(counts)
+                for index, answer in zip(batch, answers, strict=True):
+                    column[index] = answer
+            done += len(batch)
+            watch(Progress("predicting", done, len(sequences), "sequences"))
+        width = self.task.num_outputs
+        return torch.stack(
+            [
+                self.task.translated(concatenated(column, width), member.task)
+                for member, column in zip(self.members, rows, strict=True)
+            ]
+        )
+
+    def save(self, folder: str | os.PathLike[str], *, self_contained: bool = False) -> None:
+        """Write `predictor.json` and a folder for each member, whole or not at all."""
+        with whole_folder(Path(folder)) as temporary:
+            names = [f"members/{number}" for number in range(len(self.members))]
+            for name, member in zip(names, self.members, strict=True):
+                member.save(temporary / name, self_contained=self_contained)
+            content = {"format_version": FORMAT_VERSION, "members": names}
+            (temporary / "predictor.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def load_predictor(
+    path: str | os.PathLike[str], *, encoder: str | None = None, verify: bool = False
+) -> "Predictor | Ensemble":
+    """Read a predictor or an ensemble from a run or a predictor folder. No code from it is run.
+
+    Raises:
+        ValueError: if it is neither, from a later version, damaged, or its encoder cannot be had.
+    """
+    folder = predictor_folder(path)
+    content: Mapping[str, Any] = read_predictor_json(folder / "predictor.json") if folder is not None else {}
+    if folder is None or "members" not in content:
+        return Predictor.load(path, encoder=encoder, verify=verify)
+    numbers = range(len(content["members"]))
+    if content["members"] != [f"members/{number}" for number in numbers]:  # no path from a file is followed
+        raise ValueError(f"{folder / 'predictor.json'} is damaged: its members are {content['members']!r}.")
+    members = [Predictor.load(folder / "members" / str(n), encoder=encoder, verify=verify) for n in numbers]
+    ensemble = Ensemble(members)
+    first = members[0]
+    for member in members[1:]:
+        if not first.moved and not member.moved and not (first.is_adapted or member.is_adapted):
+            member.encoder = first.encoder
+    return ensemble

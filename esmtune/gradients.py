@@ -1,0 +1,86 @@
+"""The gradient of a global batch's loss, however the batch is split into micro-batches and over processes."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from esmtune.inputs import Inputs, sum_over_processes
+from esmtune.predictor import Predictor
+from esmtune.tasks import Total
+
+
+class Network(nn.Module):
+    """A predictor as Fabric can wrap it: a batch comes in an opaque parcel, for Fabric takes containers apart."""
+
+    def __init__(self, predictor: Predictor):
+        super().__init__()
+        self.predictor = predictor
+
+    def forward(self, parcel: SimpleNamespace) -> Tensor:
+        """Outputs for the parcel's batch."""
+        return self.predictor(parcel.batch)
+
+
+def backward(
+    fabric: Fabric, model: Any, inputs: Inputs, batch: list[int], targets: Tensor, weights: Tensor, seed: int
+) -> Total:
+    """Put the gradient of a global batch's loss into the weights; returns this process's part of the loss."""
+    task = inputs.predictor.task
+    seeds = torch.tensor(batch, dtype=torch.long) + seed
+    count = task.count(inputs.targets(targets, batch, seeds))
+    micro_batches = inputs.mine(batch)
+    given = _gradient_of_outputs(fabric, model, inputs, batch, targets, weights, seed) if task.compares else None
+    total = nothing(fabric)
+    for number, micro in enumerate(micro_batches, start=1):
+        seeds = torch.tensor(micro, dtype=torch.long) + seed
+        with fabric.no_backward_sync(model, enabled=number < len(micro_batches)):
+            outputs = model(SimpleNamespace(batch=inputs(micro, seeds)))
+            if given is None:
+                wanted = inputs.targets(targets, micro, seeds)
+                part = task.loss(outputs, wanted, weights[inputs.rows(micro).to(weights.device)])
+                loss = part.sum / max(1, count)
+                total += Total(part.sum.detach(), part.count)
+            else:
+                loss = (outputs * given[0][_places(inputs, batch, micro).to(outputs.device)]).sum()
+            fabric.backward(loss * fabric.world_size)  # DDP takes the mean over processes
+    if given is not None and fabric.is_global_zero:
+        total = given[1]
+    return total
+
+
+def _gradient_of_outputs(
+    fabric: Fabric, model: Any, inputs: Inputs, batch: list[int], targets: Tensor, weights: Tensor, seed: int
+) -> tuple[Tensor, Total]:
+    """The gradient of a loss that compares points, with regard to the outputs of the whole global batch.
+
+    All outputs are computed once without a graph, so that the batch may be split for the backward pass
+    (Gao et al. 2021, https://doi.org/10.18653/v1/2021.repl4nlp-1.31).
+    """
+    rows = inputs.rows(batch).to(fabric.device)
+    found = torch.zeros(len(rows), inputs.predictor.task.num_outputs, device=fabric.device)
+    with torch.no_grad():
+        for micro in inputs.mine(batch):
+            seeds = torch.tensor(micro, dtype=torch.long) + seed
+            places = _places(inputs, batch, micro).to(fabric.device)
+            found[places] = model.module(SimpleNamespace(batch=inputs(micro, seeds))).to(found)
+    found = sum_over_processes(fabric, found).detach().requires_grad_()
+    total = inputs.predictor.task.loss(found, targets[rows], weights[rows])
+    (gradient,) = torch.autograd.grad(total.sum / max(1, total.count), found)
+    return gradient, Total(total.sum.detach(), total.count)
+
+
+def _places(inputs: Inputs, batch: Sequence[int], micro: Sequence[int]) -> Tensor:
+    """Where the points of a micro-batch stand among those of its global batch."""
+    counts = torch.tensor([inputs.points[i] for i in batch])
+    starts = dict(zip(batch, (counts.cumsum(0) - counts).tolist(), strict=True))
+    ranges = [torch.arange(starts[i], starts[i] + inputs.points[i]) for i in micro]
+    return torch.cat([torch.arange(0), *ranges])
+
+
+def nothing(fabric: Fabric) -> Total:
+    """A loss of no points."""
+    return Total(torch.zeros((), device=fabric.device), 0)

@@ -1,0 +1,244 @@
+"""Which predictors a run trains, one after the other, and what they make together."""
+
+import copy
+import statistics
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from esmtune.composition import Origin, compose, find_origin, fit_task
+from esmtune.config import TrainConfig
+from esmtune.ensembles import Ensemble
+from esmtune.events import Notice, Watcher, silent
+from esmtune.inputs import Features
+from esmtune.journal import Entry, Journal, asked_to_stop
+from esmtune.metrics import LOWER_IS_BETTER, Scores
+from esmtune.predictor import Predictor
+from esmtune.processes import launched
+from esmtune.records import Dataset
+from esmtune.splits import folds_of
+from esmtune.standing import Fitted
+from esmtune.tasks import Task, task
+from esmtune.training import train_once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One training of a run: its name, its seed, and which records it learns from and validates on."""
+
+    name: str
+    config: TrainConfig
+    data: Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """All that training gave, put together."""
+
+    predictor: Predictor | Ensemble
+    last: Predictor | None  # with the weights after the last step, of a run of one member
+    members: list[Member]
+    fitted: list[Fitted]
+    collapsed: list[str]  # names of members that learned nothing, and are no part of the predictor
+    answers: Float[Tensor, "members points outputs"]  # of all members, for the labeled records, in one unit
+    outputs: Float[Tensor, "points outputs"]  # of the predictor; with folds of those that had not seen the point
+    task: Task
+    is_main: bool  # whether this process is the one that writes files
+
+
+def members_of(config: TrainConfig, data: Dataset, folds: int) -> list[Member]:
+    """A member for each seed, or for each fold of the training records."""
+    if folds == 1:
+        numbers = range(config.seed, config.seed + config.seeds)
+        return [Member(name=f"seed-{n}", config=replace(config, seed=n), data=data) for n in numbers]
+    places = [place for place, r in enumerate(data.records) if r.is_labeled and r.split == "train"]
+    stratify = data.level == "sequence" and len(data.targets) == 1 and task[data.kind].reads == "name"
+    fold = dict(zip(places, folds_of([data.records[p] for p in places], folds, stratify, config.seed), strict=True))
+    members = []
+    for number in range(folds):
+        split = {place: "valid" if found == number else "train" for place, found in fold.items()}
+        records = tuple(replace(r, split=split[p]) if p in split else r for p, r in enumerate(data.records))
+        members.append(Member(name=f"fold-{number}", config=config, data=replace(data, records=records)))
+    return members
+
+
+def train_members(
+    config: TrainConfig, data: Dataset, folds: int, journal: Journal, watch: Watcher, log_folder: Path | None = None
+) -> Trained:
+    """Train every member of a run, and put together those that learned something.
+
+    Raises:
+        ValueError: for parts, options or weights that cannot be had or do not fit the data.
+        Terminated: when the process was asked to stop; the journal has what is needed to go on.
+    """
+    members = members_of(config, data, folds)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        origin = find_origin(config, data, watch)
+        fitted_task = fit_task(data, config.task)
+        torch.manual_seed(config.seed)
+        compose(members[0].config, members[0].data, origin, fitted_task, watch)  # says what is wrong, and what is new
+        work = partial(_train, members=members, origin=origin, fitted_task=fitted_task, journal=journal)
+        entries, is_main = launched(config, work, watch, log_folder)
+        fitted = [Fitted.of(entry) for entry in entries]
+        predictors = [
+            _assembled(member, origin, fitted_task, found) for member, found in zip(members, fitted, strict=True)
+        ]
+    common = predictors[0].task if len(members) == 1 else fitted_task
+    answers = torch.stack([common.translated(f.outputs, p.task) for f, p in zip(fitted, predictors, strict=True)])
+    collapsed = _collapsed(members, fitted, fitted_task) if config.seeds > 1 else []
+    for name in collapsed:
+        watch(Notice(f"COLLAPSED: {name} learned nothing that the other seeds did, and is left out of the predictor."))
+    kept = [number for number, member in enumerate(members) if member.name not in collapsed]
+    outputs = common.average(answers[kept])
+    if folds > 1:
+        outputs = _out_of_fold(members, answers, outputs)
+    chosen = [predictors[number] for number in kept]
+    return Trained(
+        predictor=chosen[0].eval() if len(chosen) == 1 else Ensemble(chosen),
+        last=_last(predictors[0], fitted[0]) if len(members) == 1 else None,
+        members=members,
+        fitted=fitted,
+        collapsed=collapsed,
+        answers=answers,
+        outputs=outputs,
+        task=common,
+        is_main=is_main,
+    )
+
+
+def _train(
+    fabric: Fabric, *, members: Sequence[Member], origin: Origin, fitted_task: Task, journal: Journal, watch: Watcher
+) -> list[Entry]:
+    """Train the members one after the other, in this process among others."""
+    if fabric.world_size > 1:
+        origin = copy.deepcopy(origin)  # what comes to a process lies in memory that all share
+    features: Features = {}
+    entries = []
+    with torch.random.fork_rng(devices=[]), asked_to_stop() as stop:
+        for number, member in enumerate(members, start=1):
+            done = journal.read(f"{member.name}.fitted")
+            if done is None:
+                if len(members) > 1 and fabric.is_global_zero:
+                    watch(Notice(f"Member {number} of {len(members)}: {member.name}."))
+                done = _train_stages(fabric, member, origin, fitted_task, features, journal, watch, stop).entry()
+                if fabric.is_global_zero:
+                    journal.save(f"{member.name}.fitted", done)
+            elif fabric.is_global_zero:
+                watch(Notice(f"Member {number} of {len(members)}, {member.name}, was trained before."))
+            entries.append(done)
+    return entries
+
+
+def _train_stages(
+    fabric: Fabric, member: Member, origin: Origin, fitted_task: Task, features: Features, journal: Journal,
+    watch: Watcher, stop: threading.Event,
+) -> Fitted:  # fmt: skip
+    """Train one member; with probe-then-full its head first, on the encoder as it was."""
+    torch.manual_seed(member.config.seed)
+    predictor = compose(member.config, member.data, origin, fitted_task)
+    go_on = partial(
+        train_once, fabric, data=member.data, predictor=predictor, features=features, journal=journal, watch=watch,
+        stop=stop,
+    )  # fmt: skip
+    probe = predictor.spec.tuning.get("probe_epochs", 0)
+    if not probe:
+        return go_on(config=member.config, name=member.name)
+    done = journal.read(f"{member.name}.probe")
+    if done is None:
+        predictor.encoder.requires_grad_(False)
+        shorter = replace(member.config, epochs=probe, max_steps=None, patience=probe)
+        done = go_on(config=shorter, name=f"{member.name}.probing").entry()
+        if fabric.is_global_zero:
+            journal.save(f"{member.name}.probe", done)
+    first = Fitted.of(done)
+    predictor.load_state_dict(first.weights, strict=False)
+    for name, weight in predictor.encoder.named_parameters():
+        weight.requires_grad_(name in predictor.rates)
+    first = replace(first, history=[{"stage": "probe"} | entry for entry in first.history])
+    return go_on(config=member.config, name=member.name, begin=first)
+
+
+def _assembled(member: Member, origin: Origin, fitted_task: Task, fitted: Fitted) -> Predictor:
+    """The predictor that a member became."""
+    torch.manual_seed(member.config.seed)
+    predictor = compose(member.config, member.data, origin, fitted_task, silent)
+    predictor.load_state_dict(fitted.weights, strict=False)
+    return predictor.with_task(task.load(fitted.task)).eval()
+
+
+def _last(predictor: Predictor, fitted: Fitted) -> Predictor:
+    """The same predictor with the weights after the last step."""
+    last = copy.deepcopy(predictor)
+    last.load_state_dict(fitted.last, strict=False)
+    return last
+
+
+def _out_of_fold(members: Sequence[Member], answers: Tensor, outputs: Tensor) -> Tensor:
+    """For each point the answer of the member that did not learn from it; for test points that of all."""
+    outputs = outputs.clone()
+    for number, member in enumerate(members):
+        held_out = [r.split == "valid" for r in member.data.of(None) for _ in r.labels]
+        outputs[torch.tensor(held_out)] = answers[number][torch.tensor(held_out)]
+    return outputs
+
+
+def _collapsed(members: Sequence[Member], fitted: Sequence[Fitted], fitted_task: Task) -> list[str]:
+    """Members that are not half as far above the baseline as the median member, by the metric that chose the weights.
+
+    A member without a finite value of the metric, or that diverged before its first evaluation, is one too.
+    """
+    metric = fitted[0].best.get("metric")
+    if metric is None or metric == "loss":
+        return [m.name for m, f in zip(members, fitted, strict=True) if f.diverged and len(f.history) == 0]
+    labels = [label for r in members[0].data.of("valid") for label in r.labels]
+    base: float = fitted_task.scores(fitted_task.baseline(len(labels)), labels)[metric] or 0.0
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    gains: list[float | None] = []
+    for found in fitted:
+        scores: Scores = found.best.get("valid", {})
+        value = scores.get(metric)
+        gains.append(None if value is None else sign * (value - base))
+    known = [gain for gain in gains if gain is not None]
+    typical = statistics.median(known) if known else 0.0
+    if typical <= 0:
+        return []  # none of them learned anything: there is nothing to tell them apart by
+    return [m.name for m, gain in zip(members, gains, strict=True) if gain is None or gain < 0.5 * typical]
+
+
+def summary(trained: Trained) -> dict[str, Any]:
+    """Each member's scores, and their mean and standard deviation over the members that did not collapse."""
+    of_members: dict[str, Any] = {}
+    for number, (member, fitted) in enumerate(zip(trained.members, trained.fitted, strict=True)):
+        entry: dict[str, Any] = {k: v for k, v in fitted.best.items() if k in ("step", "epoch")}
+        for split in ("valid", "test"):
+            scores = scores_of(trained.task, trained.answers[number], member.data, split)
+            if scores:
+                entry[split] = scores
+        of_members[member.name] = entry
+    result: dict[str, Any] = {"members": of_members, "collapsed": trained.collapsed}
+    kept = [entry for name, entry in of_members.items() if name not in trained.collapsed]
+    for split in ("valid", "test"):
+        if all(split in entry for entry in kept):
+            values = {metric: [entry[split][metric] for entry in kept] for metric in kept[0][split]}
+            known = {metric: found for metric, found in values.items() if None not in found}
+            result[f"{split}_mean"] = {metric: statistics.fmean(found) for metric, found in known.items()}
+            if len(kept) > 1:
+                result[f"{split}_sd"] = {metric: statistics.stdev(found) for metric, found in known.items()}
+    return result
+
+
+def scores_of(task: Task, outputs: Tensor, data: Dataset, split: str) -> Scores:
+    """The scores of the labeled points of a split; none where it has none."""
+    records = data.of(None)
+    chosen = torch.tensor([r.split == split for r in records for _ in r.labels], dtype=torch.bool)
+    labels = [label for r in records if r.split == split for label in r.labels]
+    return task.scores(outputs[chosen], labels) if labels else {}

@@ -1,0 +1,163 @@
+"""Numbers: measured ones, and bounds on what could not be measured."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from esmtune.kinds import Task, Total, task, weighed
+from esmtune.losses import check_loss, ranking
+from esmtune.losses import loss as losses
+from esmtune.metrics import Scores, regression_scores
+from esmtune.records import Censored, Label
+
+
+@task("regression")
+@dataclass(frozen=True, kw_only=True)
+class Regression(Task):
+    """Real values, standardized by the mean and standard deviation of the training labels.
+
+    Of a bound, such as >10, an output on the right side is no error, and on the wrong side the error is that
+    of the number itself. A ranking loss gives outputs an order and no unit: until `finished` finds one,
+    scores in the label's unit are None. Targets have two columns, the value and the side on which the truth
+    lies: 1 above it, -1 below it, 0 where it is the truth.
+
+    >>> Regression.fit([1.0, 3.0]).predict(torch.zeros(1, 1))
+    [2.0]
+    >>> Regression.fit([1.0, 3.0]).targets([3.0, Censored(1.0, "<"), None]).tolist()
+    [[1.0, 0.0], [-1.0, -1.0], [nan, nan]]
+    """
+
+    center: float
+    spread: float
+    loss_name: str = "squared"
+    has_unit: bool = True  # whether center and spread make numbers in the label's unit of outputs
+
+    name: ClassVar[str] = "regression"
+    metric: ClassVar[str] = "spearman"
+    reads: ClassVar[Literal["number", "name", "names"]] = "number"
+
+    @classmethod
+    def fit(cls, labels: Sequence[Label], *, loss: str = "squared") -> "Regression":
+        """Take center and spread from the labels that are known, of a bound the number in it.
+
+        `loss` is squared, absolute or huber, or pairwise or listwise, which learn the order alone.
+
+        Raises:
+            ValueError: for a loss that does not exist, no label, or labels that have no finite spread.
+        """
+        check_loss(loss, losses, ranking)
+        values, _ = _values(labels)
+        known = values[~np.isnan(values)]
+        if not len(known):
+            raise ValueError("there is no label to learn from: all are unknown.")
+        with np.errstate(over="ignore", invalid="ignore"):  # said in the sentence below
+            center, spread = float(known.mean()), float(known.std())
+        if not math.isfinite(center + spread):
+            raise ValueError(f"labels as large as {np.abs(known).max():.3g} have no finite spread: rescale them.")
+        return cls(center=center, spread=spread or 1.0, loss_name=loss, has_unit=loss not in ranking)
+
+    @property
+    def num_outputs(self) -> int:
+        """One number."""
+        return 1
+
+    @property
+    def compares(self) -> bool:
+        """Whether the loss is one of ranking."""
+        return self.loss_name in ranking
+
+    def targets(self, labels: Sequence[Label]) -> Float[Tensor, "points 2"]:
+        """Standardized labels and their sides, NaN where unknown."""
+        values, sides = _values(labels)
+        return torch.from_numpy(np.stack(((values - self.center) / self.spread, sides), axis=1))
+
+    def loss(
+        self,
+        outputs: Float[Tensor, "*points 1"],
+        targets: Float[Tensor, "*points 2"],
+        weights: Float[Tensor, "*points"] | None = None,
+    ) -> Total:
+        """The chosen error, in standard deviations of the training labels.
+
+        One of ranking is the mean over what is compared, times the weights of the known points: so a step
+        weighs as much as it has points.
+        """
+        is_known = targets[..., 0].isfinite()
+        count = int(is_known.sum())
+        if self.compares and weights is not None:
+            is_known = is_known & (weights > 0)
+        x, (value, side) = outputs[..., 0][is_known], targets[is_known].unbind(-1)
+        weight = None if weights is None else weights[is_known].to(x.dtype)
+        if self.compares:
+            return Total(self._disorder(x, value, side, torch.ones_like(x) if weight is None else weight), count)
+        value, side = value.to(x.dtype), side.to(x.dtype)
+        is_right = side * (x - value) > 0  # which no output is that is no number
+        return Total(weighed(losses[self.loss_name](x, value).where(~is_right, 0.0), weight), count)
+
+    def _disorder(self, x: Tensor, value: Tensor, side: Tensor, weight: Tensor) -> Float[Tensor, ""]:
+        if not len(x):
+            return x.sum()
+        infinity = torch.full_like(value, torch.inf)
+        # What lies above 12 may be the next number above it, but not 12.
+        lowest = torch.where(side > 0, value.nextafter(infinity), torch.where(side < 0, -infinity, value))
+        highest = torch.where(side < 0, value.nextafter(-infinity), torch.where(side > 0, infinity, value))
+        return ranking[self.loss_name](x, lowest, highest, weight) * weight.sum()
+
+    def predict(self, outputs: Float[Tensor, "points 1"]) -> list[Label]:
+        """Numbers in the label's unit."""
+        return (outputs[:, 0].double() * self.spread + self.center).tolist()
+
+    def scores(self, outputs: Float[Tensor, "points 1"], labels: Sequence[Label]) -> Scores:
+        """Correlations and errors, in the label's unit, over labels that are no bounds; weights do not matter."""
+        values, sides = _values(labels)
+        is_exact = sides == 0
+        predictions = np.array(self.predict(outputs), dtype=np.float64)[is_exact]
+        scores = regression_scores(values[is_exact], predictions)
+        return scores if self.has_unit else scores | dict.fromkeys(("r2", "rmse", "mae"))
+
+    def baseline(self, count: int) -> Float[Tensor, "points 1"]:
+        """The mean of the training labels."""
+        return torch.zeros(count, 1)
+
+    def disagreement(self, members: Float[Tensor, "members points 1"]) -> list[float]:
+        """The standard deviation of what the members say, in the label's unit."""
+        return (members[..., 0].double().std(0, correction=0) * self.spread).tolist()
+
+    def translated(self, outputs: Float[Tensor, "points 1"], other: Task) -> Float[Tensor, "points 1"]:
+        """Outputs standardized otherwise, as after a ranking loss each member's are, in this task's own standard."""
+        assert isinstance(other, Regression)
+        if (other.center, other.spread) == (self.center, self.spread):
+            return outputs
+        return ((outputs.double() * other.spread + other.center - self.center) / self.spread).to(outputs.dtype)
+
+    def finished(self, outputs: Float[Tensor, "points 1"], labels: Sequence[Label]) -> "Regression":
+        """After a ranking loss, take center and spread from the least-squares line from outputs to labels.
+
+        Where that line does not rise, outputs have not learned the order, and nothing gives them a unit.
+        """
+        values, sides = _values(labels)
+        x, y = outputs[:, 0].double().numpy(force=True)[sides == 0], values[sides == 0]
+        if not self.compares or len(set(y.tolist())) < 2 or not np.isfinite(x).all():
+            return self
+        slope = ((x - x.mean()) * (y - y.mean())).sum() / max(((x - x.mean()) ** 2).sum(), np.finfo(float).tiny)
+        if not 0 < slope < math.inf:
+            return self
+        return replace(self, center=float(y.mean() - slope * x.mean()), spread=float(slope), has_unit=True)
+
+
+def _values(labels: Sequence[Label]) -> tuple[Float[np.ndarray, "points"], Float[np.ndarray, "points"]]:
+    """The number in each label, and on which side of it the truth lies."""
+    try:
+        values = np.array(labels, dtype=np.float64)  # None becomes NaN; millions of residues pass here
+        return values, np.where(np.isnan(values), np.nan, 0.0)
+    except TypeError:
+        bounds = {">": 1.0, "<": -1.0}
+        pairs = [(x.value, bounds[x.side]) if isinstance(x, Censored) else (x, 0.0) for x in labels]
+        values, sides = np.array(pairs, dtype=np.float64).T
+        return values, np.where(np.isnan(values), np.nan, sides)

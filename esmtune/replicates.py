@@ -1,0 +1,110 @@
+"""Several rows of one sequence: how far apart their labels are, and one record for all of them on request."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from esmtune.labels import Reads, counted_as
+from esmtune.records import Censored, Label, Record, Target
+from esmtune.targets import is_per_residue, own_labels, together
+
+
+def with_replicates(
+    records: Sequence[Record], targets: Sequence[Target], reads: Mapping[str, Reads], how: Literal["keep", "mean"]
+) -> tuple[list[Record], list[str]]:
+    """Say how many rows there are of the same sequence and how they differ; average them with `mean`.
+
+    The mean is weighted by the weights of the rows, which add up: a squared loss has the same gradient as before.
+    Rows of different splits stay apart, and so do rows with a bound (`>10`), which no mean can be taken of.
+
+    Raises:
+        ValueError: if classes are to be averaged.
+    """
+    if how == "mean":
+        classes = [target for target in targets if reads[target.kind] != "number"]
+        if classes:
+            raise ValueError(
+                f"--replicates mean averages numbers, but {classes[0].name!r} is {classes[0].kind}. "
+                "Say --replicates keep."
+            )
+    groups = [group for group in _grouped(records, lambda r: r.sequence) if len(group) > 1]
+    if not groups:
+        return list(records), []
+    said = f"Replicates: {sum(map(len, groups)):,} rows of {counted_as(len(groups), 'sequence')}"
+    differing = "".join(_differing(groups, place, targets, reads) for place in range(len(targets)))
+    if how == "keep":
+        numbers = any(reads[target.kind] == "number" for target in targets)
+        return list(records), [f"{said}{differing}; kept as they are{' (--replicates mean averages)' * numbers}."]
+    averaged = [
+        record
+        for group in _grouped(records, lambda r: (r.split, r.where if _has_bound(r, targets) else None, r.sequence))
+        for record in ([_mean(group, targets)] if len(group) > 1 else group)
+    ]
+    return averaged, [f"{said}{differing}; averaged: {len(records):,} rows became {len(averaged):,}."]
+
+
+def weighted(records: list[Record], column: str | None) -> list[Record]:
+    """Weights with a mean of 1 over the training records, so that a loss keeps its size.
+
+    Raises:
+        ValueError: if no training row has any.
+    """
+    weights = [r.weight for r in records if r.split == "train"]
+    total = math.fsum(weights)
+    if not total:
+        raise ValueError(f"all {len(weights):,} training rows have the weight 0 in {column!r}.")
+    if total == len(weights):
+        return records
+    return [replace(r, weight=r.weight * len(weights) / total) for r in records]
+
+
+def _grouped(records: Sequence[Record], key: Callable[[Record], Hashable]) -> list[list[Record]]:
+    groups: dict[Hashable, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[key(record)].append(record)
+    return list(groups.values())
+
+
+def _has_bound(record: Record, targets: Sequence[Target]) -> bool:
+    return any(isinstance(x, Censored) for place in range(len(targets)) for x in own_labels(record, place, targets))
+
+
+def _differing(
+    groups: Sequence[Sequence[Record]], place: int, targets: Sequence[Target], reads: Mapping[str, Reads]
+) -> str:
+    """How much the labels of one sequence differ, pooled over sequences."""
+    target = targets[place]
+    of = f" in {target.name!r}" if len(targets) > 1 else ""
+    points = [point for group in groups for point in zip(*(own_labels(r, place, targets) for r in group), strict=True)]
+    if reads[target.kind] != "number":
+        count = sum(len({x for x in point if x is not None}) > 1 for point in points)
+        what = counted_as(count, "residue" if is_per_residue(target.form) else "sequence")
+        return f", {what} with labels that differ{of}" if count else ""
+    squares, freedom = 0.0, 0
+    for point in points:
+        numbers = [x for x in point if isinstance(x, float)]
+        if len(numbers) > 1:
+            mean = math.fsum(numbers) / len(numbers)
+            squares += math.fsum((x - mean) ** 2 for x in numbers)
+            freedom += len(numbers) - 1
+    return f", standard deviation {math.sqrt(squares / freedom):.3g}{of} (pooled)" if freedom else ""
+
+
+def _mean(group: Sequence[Record], targets: Sequence[Target]) -> Record:
+    """One record of several, where the first of them stood."""
+    each = [
+        [_mean_label(point, group) for point in zip(*(own_labels(r, place, targets) for r in group), strict=True)]
+        for place in range(len(targets))
+    ]
+    return replace(group[0], labels=together(each), weight=math.fsum(r.weight for r in group))
+
+
+def _mean_label(point: Sequence[Label], group: Sequence[Record]) -> Label:
+    known = [(x, r.weight) for x, r in zip(point, group, strict=True) if isinstance(x, float)]
+    if not known:
+        return None
+    if not any(weight for _, weight in known):
+        known = [(x, 1.0) for x, _ in known]
+    return math.fsum(x * weight for x, weight in known) / math.fsum(weight for _, weight in known)

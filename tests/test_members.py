@@ -1,0 +1,147 @@
+"""Several trainings of one run: seeds, folds, those that collapse, and what the others predict together."""
+
+import json
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+
+import esmtune
+from esmtune import events
+from esmtune.config import TrainConfig
+from esmtune.members import members_of
+from tests.conftest import TEN
+
+ROWS = [(sequence, len(sequence) / 10 + number % 3) for number, sequence in enumerate(TEN)]
+HALVES = [(sequence, "long" if len(sequence) > 45 else "short") for sequence in TEN]
+SPLIT = {"valid_fraction": 0.3, "test_fraction": 0.2}
+
+
+def train(tiny, rows=ROWS, **options):
+    return esmtune.train(rows, encoder=str(tiny), **{"epochs": 4, "tuning": "frozen", **options})
+
+
+def test_seeds_make_an_ensemble_with_a_spread(tiny, tmp_path):
+    run = train(tiny, seeds=3, seed=5, out=tmp_path / "run", **SPLIT)
+    assert isinstance(run.predictor, esmtune.Ensemble)
+    assert list(run.metrics["members"]) == ["seed-5", "seed-6", "seed-7"]
+    alone = [member.predict(TEN) for member in run.predictor.members]
+    assert len({tuple(found) for found in alone}) == 3  # they differ
+    assert run.predictor.predict(TEN) == pytest.approx(np.mean(alone, axis=0), abs=1e-5)
+    frame = esmtune.predict(tmp_path / "run", list(TEN))
+    assert frame["prediction"].to_list() == pytest.approx(np.mean(alone, axis=0), abs=1e-5)
+    assert frame["spread"].to_list() == pytest.approx(np.std(alone, axis=0), abs=1e-4)
+    each = [found["test"]["rmse"] for found in run.metrics["members"].values()]
+    assert run.metrics["test_mean"]["rmse"] == pytest.approx(np.mean(each))
+    assert run.metrics["test_sd"]["rmse"] == pytest.approx(np.std(each, ddof=1))
+    assert {entry["member"] for entry in run.history} == {"seed-5", "seed-6", "seed-7"}
+    # Each seed is the run of that seed alone, on the split of the first.
+    split = {row["id"]: row["split"] for row in run.predictions.iter_rows(named=True)}
+    table = pl.DataFrame(
+        {"sequence": TEN, "label": [x for _, x in ROWS], "split": [split[str(i + 1)] for i in range(10)]}
+    )
+    single = train(tiny, table, seed=6)
+    assert single.predictor.predict(TEN) == pytest.approx(alone[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "full", {"name": "lora", "rank": 2}], ids=str)
+def test_an_ensemble_saved_is_an_ensemble_loaded(tiny, tmp_path, tuning):
+    run = train(tiny, HALVES, seeds=2, tuning=tuning, out=tmp_path / "run", epochs=2, **SPLIT)
+    loaded = esmtune.load(tmp_path / "run", verify=True)
+    assert loaded.predict(TEN) == run.predictor.predict(TEN)
+    assert loaded.probabilities(TEN) == run.predictor.probabilities(TEN)
+    members = [member.probabilities(TEN)["long"] for member in loaded.members]
+    assert loaded.probabilities(TEN)["long"] == pytest.approx(np.mean(members, axis=0), abs=1e-6)
+    shared = {id(member.encoder) for member in loaded.members}
+    assert len(shared) == (1 if tuning == "frozen" else 2)
+    with pytest.raises(ValueError, match=r"is an ensemble of 2: take one, .*members.0"):
+        esmtune.Predictor.load(tmp_path / "run")
+
+
+def test_an_ensemble_follows_no_path_of_its_file(tiny, tmp_path):
+    train(tiny, seeds=2, out=tmp_path / "run", epochs=1, **SPLIT)
+    file = tmp_path / "run" / "predictor" / "predictor.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"members": ["members/0", "../../other"]}))
+    with pytest.raises(ValueError, match="is damaged: its members are"):
+        esmtune.load(tmp_path / "run")
+
+
+def test_folds_predict_what_they_have_not_seen(tiny):
+    """Every training record is validated by the member that did not learn from it, and by no other."""
+    run = train(tiny, folds=3, test_fraction=0.2)
+    assert run.metrics["records"] == {"train": 8, "valid": 0, "test": 2}
+    assert len(run.predictor.members) == 3
+    frame = run.predictions
+    trained = frame.filter(pl.col("split") == "train")
+    assert sorted(trained["fold"].to_list()) == [0, 0, 0, 1, 1, 1, 2, 2]
+    for row in trained.iter_rows(named=True):
+        member = run.predictor.members[row["fold"]]
+        assert row["prediction"] == pytest.approx(member.predict([TEN[int(row["id"]) - 1]])[0], abs=1e-5)
+    errors = trained["prediction"] - trained["label"]
+    assert run.metrics["valid"]["rmse"] == pytest.approx(math.sqrt((errors**2).mean()), abs=1e-6)
+    tested = frame.filter(pl.col("split") == "test")
+    whole = run.predictor.predict([TEN[int(place) - 1] for place in tested["id"]])
+    assert tested["prediction"].to_list() == pytest.approx(whole, abs=1e-5)
+
+
+def test_few_rows_are_validated_by_folds_unasked(tiny):
+    said = []
+    rows = [(sequence[start:], float(len(sequence))) for sequence in TEN for start in (0, 1)]
+    run = train(tiny, rows, epochs=1, watch=said.append)
+    assert len(run.predictor.members) == 5
+    assert run.config.folds == 5
+    assert any("fold" in event.text for event in said if isinstance(event, events.Notice))
+
+
+def test_a_collapsed_seed_is_named_and_left_out(tiny, monkeypatch):
+    """Schmirler et al. replaced such a run by hand."""
+    from esmtune import members, training
+
+    real = training.train_once
+
+    def crippled(fabric, *, config, predictor, **rest):
+        fitted = real(fabric, config=config, predictor=predictor, **rest)
+        if config.seed == 1:
+            fitted.best["valid"] = fitted.best["valid"] | {"mcc": 0.0}
+        else:
+            fitted.best["valid"] = fitted.best["valid"] | {"mcc": 0.8}
+        return fitted
+
+    monkeypatch.setattr(members, "train_once", crippled)
+    said = []
+    rows = [(sequence[start:], label) for sequence, label in HALVES for start in (0, 1, 2)]
+    run = train(tiny, rows, seeds=3, epochs=1, watch=said.append, folds=1, valid_fraction=0.3)
+    assert run.metrics["collapsed"] == ["seed-1"]
+    assert len(run.predictor.members) == 2
+    assert any("COLLAPSED: seed-1" in event.text for event in said if isinstance(event, events.Notice))
+
+
+def test_seeds_and_folds_are_not_both(tiny):
+    with pytest.raises(ValueError, match="both train several times"):
+        train(tiny, seeds=2, folds=2)
+
+
+def test_two_seeds_share_the_pass_through_a_frozen_encoder(tiny):
+    stages = []
+
+    def watch(event):
+        if isinstance(event, events.Progress) and event.done == event.total:
+            stages.append(event.stage)
+
+    train(tiny, seeds=3, epochs=1, watch=watch, **SPLIT)
+    assert stages.count("embedding") == 1
+
+
+def test_members_of_a_run_have_all_records():
+    from esmtune.curation import curate_training
+
+    config = TrainConfig(folds=3, task={"name": "binary"})
+    curated = curate_training(HALVES, config)
+    members = members_of(config, curated.dataset, 3)
+    held_out = [r.id for m in members for r in m.data.of("valid")]
+    assert sorted(held_out) == sorted(r.id for r in curated.dataset.of("train"))
+    for member in members:
+        ids = {split: {r.id for r in member.data.of(split)} for split in ("train", "valid", "test")}
+        assert ids["train"] | ids["valid"] | ids["test"] == {r.id for r in curated.dataset.records}
+        assert not ids["train"] & ids["valid"]
