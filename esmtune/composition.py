@@ -12,10 +12,11 @@ from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, LMHead
 from esmtune.events import Notice, Watcher, silent
 from esmtune.heads import head
+from esmtune.losses import class_loss, loss, ranking
 from esmtune.predictor import Predictor, Spec, find_encoder
 from esmtune.records import Dataset, Label
 from esmtune.tasks import Multitask, Task, task
-from esmtune.tuning import automatic, tuning
+from esmtune.tuning import FEW_LABELS, automatic, tuning
 
 MLM_HEAD = "language-model"
 
@@ -69,15 +70,24 @@ def fit_task(data: Dataset, asked: Part | None, labels: Sequence[Label] | None =
     options = {k: v for k, v in (asked or {}).items() if k != "name"}
     if len(data.targets) == 1:
         return _fitted(data.kind, labels, options)
-    for option in options:
-        if not any(option in task.options(target.kind) for target in data.targets):
-            task.resolve({"name": data.targets[0].kind, option: options[option]})  # says what there is
-    parts = []
+    parts, taken = [], set()
     for place, target in enumerate(data.targets):
         own = [None if label is None else label[place] for label in labels]  # pyright: ignore[reportIndexIssue]
-        fitting = {k: v for k, v in options.items() if k in task.options(target.kind)}
+        fitting = {k: v for k, v in options.items() if _takes(target.kind, k, v)}
+        taken |= set(fitting)
         parts.append((target.name, _fitted(target.kind, own, fitting)))
+    for option, value in options.items():
+        if option not in taken:
+            kinds = ", ".join(dict.fromkeys(target.kind for target in data.targets))
+            raise ValueError(f"none of the targets' tasks ({kinds}) takes the option {option} {value!r}.")
     return Multitask.of(parts)
+
+
+def _takes(kind: str, option: str, value: Any) -> bool:
+    """Whether a task has an option; a loss must be one for its kind of labels."""
+    if option == "loss" and option in task.options(kind):
+        return value in ((*loss, *ranking) if task[kind].reads == "number" else class_loss)
+    return option in task.options(kind)
 
 
 def _fitted(kind: str, labels: Sequence[Label], options: Mapping[str, Any]) -> Task:
@@ -86,13 +96,13 @@ def _fitted(kind: str, labels: Sequence[Label], options: Mapping[str, Any]) -> T
 
 
 def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, watch: Watcher = silent) -> Predictor:
-    """Put encoder, head and task together. Draws new weights from torch's generator.
+    """Put encoder, head and task together, by a configuration that is decided. Draws new weights from torch's generator.
 
     Raises:
         ValueError: for a part or option that cannot be had, or that does not fit the data.
     """
     start = origin.start
-    tuning_spec = tuning.resolve(_tuning(config, data, origin.encoder, watch))
+    tuning_spec = config.tuning or {}
     usual = {"name": MLM_HEAD if data.kind == "mlm" else DEFAULT_HEAD}
     head_spec = _completed(usual if start is None else start.spec.head, config.head)
     if start is not None:
@@ -130,22 +140,27 @@ def _completed(usual: Mapping[str, Any], asked: Part | None) -> Mapping[str, Any
     return {**usual, **asked} if asked.get("name", usual["name"]) == usual["name"] else asked
 
 
-def _tuning(config: TrainConfig, data: Dataset, encoder: ESM2, watch: Watcher) -> Mapping[str, Any]:
-    """The tuning that was asked for, or with `auto` the one that the size of the model and the labels call for."""
-    asked = _completed({"name": "full" if data.kind == "mlm" else DEFAULT_TUNING}, config.tuning)
-    if data.kind == "mlm" and asked["name"] == "frozen":
-        raise ValueError(
-            "task mlm goes on training the encoder: tuning frozen leaves nothing to train. Take full or lora."
-        )
-    if asked["name"] != "auto":
-        return asked
-    if len(asked) > 1:
-        raise ValueError("tuning auto has no options: name the tuning that they belong to.")
+def decided(config: TrainConfig, data: Dataset, origin: Origin, watch: Watcher) -> TrainConfig:
+    """The configuration with tuning, head and what goes with them decided, by the size of the model and the labels.
+
+    Raises:
+        ValueError: for a tuning that does not fit the task.
+    """
     labels = sum(label is not None for r in data.of("train") for label in r.labels)
-    size = sum(weight.numel() for weight in encoder.parameters())
-    name, why = automatic(size, labels)
-    watch(Notice(f"Tuning: {name}, because {why}."))
-    return {"name": name}
+    spec = _completed({"name": "full" if data.kind == "mlm" else DEFAULT_TUNING}, config.tuning)
+    if spec["name"] == "auto":
+        if len(spec) > 1:
+            raise ValueError("tuning auto has no options: name the tuning that they belong to.")
+        name, why = automatic(sum(weight.numel() for weight in origin.encoder.parameters()), labels)
+        spec = {"name": "full" if data.kind == "mlm" and name == "frozen" else name}
+        watch(Notice(f"Tuning: {spec['name']}, because {why}."))
+    spec = tuning.resolve(spec)
+    if data.kind == "mlm" and spec["name"] == "frozen":
+        raise ValueError("task mlm goes on training the encoder, which tuning frozen does not: take full or lora.")
+    if config.head is None and spec["name"] == "frozen" and labels < FEW_LABELS and origin.start is None:
+        config = replace(config, head={"name": "ridge"})
+        watch(Notice(f"Head: ridge, because from {labels:,} labels nothing that is trained step by step learns more."))
+    return replace(config, tuning=spec).completed(spec["name"])
 
 
 def _leveled(spec: dict[str, Any], asked: Part | None, data: Dataset) -> dict[str, Any]:

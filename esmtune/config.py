@@ -1,6 +1,6 @@
 """All that a run depends on, as plain data. Every default of the package is here and nowhere else."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 Part = dict[str, str | int | float | bool]  # {"name": ..., option: value}
@@ -14,6 +14,13 @@ ScheduleShape = Literal["cosine", "linear", "constant"]
 DEFAULT_ENCODER = "esm2_t6_8M_UR50D"
 DEFAULT_HEAD = "mlp"
 DEFAULT_TUNING = "frozen"
+# What is best by tuning, on validation rows of several data sets: docs/recipes.md. Adapters of every kind go by lora.
+RECIPES: dict[str, dict[str, int | float]] = {
+    "frozen": {"epochs": 30, "global_batch_size": 32, "head_learning_rate": 1e-3, "encoder_learning_rate": 1e-4, "ema": 1.0},
+    "lora": {"epochs": 20, "global_batch_size": 8, "head_learning_rate": 1e-3, "encoder_learning_rate": 5e-4, "ema": 1.0},
+    "full": {"epochs": 20, "global_batch_size": 8, "head_learning_rate": 1e-3, "encoder_learning_rate": 1e-4, "ema": 1.0},
+}  # fmt: skip
+RECIPE_OF = {"frozen": "frozen", "full": "full", "last": "full", "probe-then-full": "full"}
 LAYERS = 7  # that the head sees of an encoder, spread evenly from the embeddings to the last
 TOKENS_PER_BATCH = 4096
 
@@ -78,26 +85,26 @@ class TrainConfig:
     """Train on all but one of so many parts, each in turn, and predict with all of them together; 1 is no folds.
     [default: 5 where there are too few rows to set some aside for validation]"""
 
-    epochs: int = 30
-    """Passes over the training rows."""
+    epochs: int | None = None
+    """Passes over the training rows. [default: by tuning, as are the next three and ema: docs/recipes.md]"""
     max_steps: int | None = None
     """Stop after so many steps, whatever --epochs says; there are as many epochs as it takes."""
-    global_batch_size: int = 8
+    global_batch_size: int | None = None
     """Sequences per step, over all devices."""
     micro_batch_size: int | None = None
     """Sequences per pass through the network at most; changes memory, not results."""
     tokens_per_batch: int = TOKENS_PER_BATCH
     """Residues (and two more a sequence) per pass at most; changes memory, not results."""
-    head_learning_rate: float = 1e-3
+    head_learning_rate: float | None = None
     """The head's learning rate at its peak."""
-    encoder_learning_rate: float = 1e-4
+    encoder_learning_rate: float | None = None
     """The encoder's learning rate at its peak."""
     warmup: float = 0.1
     """The share of the steps in which the rates rise; then they follow the schedule."""
     schedule: ScheduleShape = "cosine"
     """How the rates fall after the warm-up: along a cosine, in a line, or not at all (constant)."""
-    ema: float = 0.0
-    """Keep a moving average of the weights with this decay a step, and use that; 0 is none."""
+    ema: float | None = None
+    """Use a moving average of the weights over about so many epochs; 0 is none."""
     weight_decay: float = 0.01
     """AdamW's weight decay, of matrices only."""
     clip: float = 1.0
@@ -127,7 +134,7 @@ class TrainConfig:
     def __post_init__(self):
         at_least = {"epochs": 1, "max_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "tokens_per_batch": 1,
                     "patience": 1, "devices": 1, "num_nodes": 1, "max_length": 1, "seed": 0, "seeds": 1, "folds": 1,
-                    "checkpoint_minutes": 0,
+                    "checkpoint_minutes": 0, "ema": 0,
                     "head_learning_rate": 0, "encoder_learning_rate": 0, "weight_decay": 0, "clip": 0}  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -147,8 +154,17 @@ class TrainConfig:
             raise ValueError(f"seed is {self.seed}, expected less than 2 to the 32nd, {1 << 32}.")
         if self.seeds > 1 and (self.folds or 1) > 1:
             raise ValueError("seeds and folds both train several times: take one of them.")
-        for name in ("valid_fraction", "test_fraction", "warmup", "ema"):
+        for name in ("valid_fraction", "test_fraction", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a share from 0 to below 1.")
         if self.init_skip and not self.init:
             raise ValueError("init_skip leaves out weights of init, but no init is given.")
+
+    def completed(self, tuning: str) -> "TrainConfig":
+        """The same with what was left open filled in from the recipe of a tuning.
+
+        >>> TrainConfig(epochs=3).completed("full").epochs, TrainConfig().completed("dora").global_batch_size
+        (3, 8)
+        """
+        recipe = RECIPES[RECIPE_OF.get(tuning, "lora")]
+        return replace(self, **{name: value for name, value in recipe.items() if getattr(self, name) is None})

@@ -38,7 +38,7 @@ class Ensemble(Predicting):
             if member.spec.targets != first.spec.targets or member.task.num_outputs != first.task.num_outputs:
                 raise ValueError("the members of an ensemble predict different targets.")
         self.members = tuple(members)
-        self.spec, self.task = first.spec, first.task
+        self.spec, self.task, self.masks = first.spec, first.task, first.masks
 
     @property
     def level(self) -> Level:
@@ -58,14 +58,20 @@ class Ensemble(Predicting):
 
     @torch.inference_mode()
     def answers(
-        self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent
+        self,
+        sequences: Sequence[str],
+        *,
+        hide: bool = False,
+        tokens_per_batch: int = TOKENS_PER_BATCH,
+        watch: Watcher = silent,
     ) -> Float[Tensor, "members points outputs"]:
         """What each member gives for clean sequences, in the unit of the first, in their order, on the CPU."""
         if len({id(member.encoder) for member in self.members}) > 1:
             return torch.stack(
                 [
                     self.task.translated(
-                        member.answers(sequences, tokens_per_batch=tokens_per_batch, watch=watch)[0], member.task
+                        member.answers(sequences, hide=hide, tokens_per_batch=tokens_per_batch, watch=watch)[0],
+                        member.task,
                     )
                     for member in self.members
                 ]

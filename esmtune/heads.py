@@ -110,20 +110,24 @@ class Linear(Head):
 
 @head("mlp")
 class MLP(Head):
-    """One hidden layer with ReLU and dropout."""
+    """Hidden layers with ReLU and dropout."""
 
     def __init__(
         self, dim: int, num_outputs: int, layers: int = 1,
-        *, pool: Pool = "mean", hidden: int = 256, dropout: float = 0.25,
+        *, pool: Pool = "mean", hidden: int = 256, depth: int = 2, dropout: float = 0.25,
     ):  # fmt: skip
         super().__init__(dim, pool, layers)
         self.hidden = nn.Linear(dim, at_least_one(hidden, "hidden"))
-        self.dropout = Dropout(dropout)
+        self.deeper = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(at_least_one(depth, "depth") - 1))
+        self.dropouts = nn.ModuleList(Dropout(dropout, salt) for salt in range(depth))
         self.out = nn.Linear(hidden, num_outputs)
 
     def readout(self, x: Pooled) -> Float[Tensor, "points outputs"]:
-        """Two affine maps, ReLU and dropout between them."""
-        return self.out(self.dropout(F.relu(self.hidden(x.features)), x.seeds))
+        """As many affine maps as hidden layers, and one more, ReLU and dropout between them."""
+        y = x.features
+        for layer, dropout in zip((self.hidden, *self.deeper), self.dropouts, strict=True):
+            y = dropout(F.relu(layer(y)), x.seeds)
+        return self.out(y)
 
 
 @head("conv")

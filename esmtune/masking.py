@@ -1,5 +1,6 @@
 """Hiding residues from the language model, as ESM-2 was trained: some masked, some replaced, some left as they are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from esmtune.alphabet import AMINO_ACIDS, INDEX, MASK
 from esmtune.esm2 import Tokens
 from esmtune.pooling import mix, uniform
+from esmtune.records import Label
 
 FIRST = INDEX[AMINO_ACIDS[0]]
 
@@ -46,3 +48,11 @@ def masked(tokens: Tokens, masking: Masking) -> tuple[Tokens, Bool[Tensor, "resi
     is_replaced = selected & (fate >= masking.masked) & (fate < masking.masked + masking.replaced)
     ids = torch.where(is_replaced, strangers, ids)
     return replace(tokens, ids=ids.to(tokens.ids.device)), selected[inside].to(tokens.ids.device)
+
+
+def guessed(labels: Sequence[Label], sequences: Sequence[str], masking: Masking | None) -> list[Label]:
+    """The residues of sequences, of which only those are known that must be guessed; the seed of each is its place."""
+    if masking is None:
+        return list(labels)
+    selected = masked(Tokens.of(sequences, torch.arange(len(sequences))), masking)[1].tolist()
+    return [label if must else None for label, must in zip(labels, selected, strict=True)]

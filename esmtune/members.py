@@ -14,19 +14,20 @@ from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from esmtune.composition import Origin, compose, find_origin, fit_task
+from esmtune.composition import Origin, compose, decided, find_origin, fit_task
 from esmtune.config import TrainConfig
 from esmtune.ensembles import Ensemble
 from esmtune.events import Notice, Watcher, silent
 from esmtune.inputs import Features
 from esmtune.journal import Entry, Journal, asked_to_stop
+from esmtune.masking import Masking, guessed
 from esmtune.metrics import LOWER_IS_BETTER, Scores
 from esmtune.predictor import Predictor
 from esmtune.processes import launched
 from esmtune.records import Dataset
 from esmtune.splits import folds_of
 from esmtune.standing import Fitted
-from esmtune.tasks import Task, task
+from esmtune.tasks import MLM, Task, task
 from esmtune.training import train_once
 
 
@@ -43,6 +44,7 @@ class Member:
 class Trained:
     """All that training gave, put together."""
 
+    config: TrainConfig  # decided in everything
     predictor: Predictor | Ensemble
     last: Predictor | None  # with the weights after the last step, of a run of one member
     members: list[Member]
@@ -79,10 +81,11 @@ def train_members(
         ValueError: for parts, options or weights that cannot be had or do not fit the data.
         Terminated: when the process was asked to stop; the journal has what is needed to go on.
     """
-    members = members_of(config, data, folds)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         origin = find_origin(config, data, watch)
+        config = decided(config, data, origin, watch)
+        members = members_of(config, data, folds)
         fitted_task = fit_task(data, config.task)
         torch.manual_seed(config.seed)
         compose(members[0].config, members[0].data, origin, fitted_task, watch)  # says what is wrong, and what is new
@@ -92,7 +95,7 @@ def train_members(
         predictors = [
             _assembled(member, origin, fitted_task, found) for member, found in zip(members, fitted, strict=True)
         ]
-    common = predictors[0].task if len(members) == 1 else fitted_task
+    common = predictors[0].task
     answers = torch.stack([common.translated(f.outputs, p.task) for f, p in zip(fitted, predictors, strict=True)])
     collapsed = _collapsed(members, fitted, fitted_task) if config.seeds > 1 else []
     for name in collapsed:
@@ -103,6 +106,7 @@ def train_members(
         outputs = _out_of_fold(members, answers, outputs)
     chosen = [predictors[number] for number in kept]
     return Trained(
+        config=config,
         predictor=chosen[0].eval() if len(chosen) == 1 else Ensemble(chosen),
         last=_last(predictors[0], fitted[0]) if len(members) == 1 else None,
         members=members,
@@ -239,6 +243,8 @@ def summary(trained: Trained) -> dict[str, Any]:
 def scores_of(task: Task, outputs: Tensor, data: Dataset, split: str) -> Scores:
     """The scores of the labeled points of a split; none where it has none."""
     records = data.of(None)
-    chosen = torch.tensor([r.split == split for r in records for _ in r.labels], dtype=torch.bool)
-    labels = [label for r in records if r.split == split for label in r.labels]
-    return task.scores(outputs[chosen], labels) if labels else {}
+    chosen = [r.split == split for r in records for _ in r.labels]
+    masks = Masking(selected=task.masked) if isinstance(task, MLM) else None
+    shown = guessed([label for r in records for label in r.labels], [r.sequence for r in records], masks)
+    labels = [label for label, is_in in zip(shown, chosen, strict=True) if is_in]
+    return task.scores(outputs[torch.tensor(chosen)], labels) if labels else {}

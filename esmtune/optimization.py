@@ -16,15 +16,17 @@ class Schedule:
 
     def __init__(self, config: TrainConfig, count: int):
         self.config, self.count = config, count
-        per_epoch = -(-count // config.global_batch_size)
-        self.total = config.max_steps or config.epochs * per_epoch
+        assert config.global_batch_size and config.epochs, "complete the configuration first"
+        self.batch_size = config.global_batch_size
+        self.per_epoch = -(-count // self.batch_size)
+        self.total = config.max_steps or config.epochs * self.per_epoch
 
     def __iter__(self) -> Iterator[tuple[int, int, list[int], bool]]:
         """Each step's number, its epoch, its global batch, and whether an evaluation is due after it."""
         step = epoch = 0
         while step < self.total:
             epoch += 1
-            batches = list(shuffled(self.count, self.config.global_batch_size, seed=self.config.seed, epoch=epoch))
+            batches = list(shuffled(self.count, self.batch_size, seed=self.config.seed, epoch=epoch))
             for number, batch in enumerate(batches, start=1):
                 step += 1
                 yield step, epoch, batch, number == len(batches) or step == self.total
@@ -56,6 +58,7 @@ def parameter_groups(predictor: Predictor, config: TrainConfig) -> list[dict[str
         if not weight.requires_grad:
             continue
         short = name.removeprefix("encoder.")
+        assert config.head_learning_rate is not None and config.encoder_learning_rate is not None
         peak = config.head_learning_rate
         if short != name:
             peak = config.encoder_learning_rate * predictor.rates[short]
@@ -67,8 +70,11 @@ def parameter_groups(predictor: Predictor, config: TrainConfig) -> list[dict[str
     ]
 
 
-def moved_average(average: dict[str, Tensor], weights: Mapping[str, Tensor], decay: float, step: int) -> None:
-    """Take a step of an exponential moving average, in place; short of `1 / (1 - decay)` steps it is nearly a mean."""
-    share = 1 - min(decay, step / (step + 9))
+def moved_average(average: dict[str, Tensor], weights: Mapping[str, Tensor], horizon: float, step: int) -> None:
+    """Take a step of an exponential moving average over about `horizon` steps, in place; at first over fewer.
+
+    Polyak and Juditsky 1992, https://doi.org/10.1137/0330046.
+    """
+    share = max(1 / max(1.0, horizon), 9 / (step + 9))
     for name, mean in average.items():
         mean.lerp_(weights[name].detach().to(mean), share)

@@ -14,6 +14,7 @@ from esmtune.config import TOKENS_PER_BATCH
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2Config
 from esmtune.events import Watcher, silent
+from esmtune.masking import Masking
 from esmtune.records import Level, Target
 from esmtune.tasks import Task
 
@@ -39,6 +40,7 @@ class Predicting(ABC):
 
     spec: Spec
     task: Task
+    masks: Masking | None  # what a language model does not see of what it learns from; None for every other task
 
     @property
     @abstractmethod
@@ -51,9 +53,17 @@ class Predicting(ABC):
 
     @abstractmethod
     def answers(
-        self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent
+        self,
+        sequences: Sequence[str],
+        *,
+        hide: bool = False,
+        tokens_per_batch: int = TOKENS_PER_BATCH,
+        watch: Watcher = silent,
     ) -> Float[Tensor, "members points outputs"]:
-        """What each member's head gives for clean sequences, in their order, on the CPU."""
+        """What each member's head gives for clean sequences, in their order, on the CPU.
+
+        With `hide`, a language model does not see the residues that it must guess.
+        """
 
     def outputs(
         self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent

@@ -23,7 +23,7 @@ from esmtune.encoders import Source, encoder_digest, load_encoder
 from esmtune.esm2 import ESM2, ESM2Config, LMHead, Representation, Tokens
 from esmtune.events import Progress, Watcher, silent
 from esmtune.heads import Head, LanguageModel, head
-from esmtune.masking import Masking
+from esmtune.masking import Masking, masked
 from esmtune.pooling import Pooled
 from esmtune.predicting import Predicting, Spec, concatenated
 from esmtune.records import Level, Target
@@ -99,14 +99,21 @@ class Predictor(nn.Module, Predicting):
 
     @torch.inference_mode()
     def answers(
-        self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent
+        self,
+        sequences: Sequence[str],
+        *,
+        hide: bool = False,
+        tokens_per_batch: int = TOKENS_PER_BATCH,
+        watch: Watcher = silent,
     ) -> Float[Tensor, "members points outputs"]:
         """What the head gives for clean sequences, in their order, on the CPU; one predictor is one member."""
         rows: list[Tensor] = [torch.empty(0)] * len(sequences)
         done = 0
         with evaluating(self):
             for batch in by_length(range(len(sequences)), [len(s) for s in sequences], Budget(tokens=tokens_per_batch)):
-                answers = self(Tokens.of([sequences[i] for i in batch]).to(self.device)).float().cpu()
+                tokens = Tokens.of([sequences[i] for i in batch], torch.tensor(batch)).to(self.device)
+                tokens = masked(tokens, self.masks)[0] if hide and self.masks else tokens
+                answers = self(tokens).float().cpu()
                 for index, answer in zip(batch, answers.split(self.points([sequences[i] for i in batch])), strict=True):
                     rows[index] = answer
                 done += len(batch)
@@ -353,6 +360,8 @@ def _parse(content: dict[str, Any]) -> tuple[Spec, dict[str, str], list[Mapping[
     if content["format_version"] == 1:  # one target a sequence, read from the last layer
         target = {"name": content["target"], "kind": content["task"]["name"], "form": "one"}
         content = {**content, "targets": [target], "layers": [shape.num_layers], "mix": False}
+        if content["head"]["name"] == "mlp":
+            content["head"] = {"depth": 1, **content["head"]}
     names = ("tuning", "mix", "head", "task", "max_length", "trained_on")
     spec = Spec(
         encoder=Source(**source),

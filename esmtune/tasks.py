@@ -32,7 +32,8 @@ from esmtune.ordinal import Ordinal
 from esmtune.records import Label
 from esmtune.regression import Regression
 
-__all__ = ["MLM", "Binary", "Multiclass", "Multilabel", "Multitask", "Ordinal", "Regression", "Task", "Total", "task"]
+__all__ = ["MLM", "Binary", "Multiclass", "Multilabel", "Multitask", "Ordinal", "Regression", "Task", "Total", "task",
+           "weighed"]  # fmt: skip
 
 
 @task("mlm")

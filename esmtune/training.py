@@ -15,6 +15,7 @@ from esmtune.events import Notice, Progress, Terminated, Watcher
 from esmtune.gradients import Network, backward, nothing
 from esmtune.inputs import Features, Inputs, sum_over_processes
 from esmtune.journal import Journal
+from esmtune.masking import guessed
 from esmtune.metrics import LOWER_IS_BETTER, Scores
 from esmtune.optimization import Schedule, dropout_seed, moved_average, parameter_groups
 from esmtune.predictor import Predictor
@@ -57,7 +58,8 @@ def train_once(
     predictor.to(fabric.device)
     inputs = Inputs(fabric, predictor, records, config, features, watch)
     inputs.prepare([*train, *valid], "embedding")
-    of_valid = [labels[i] for i in inputs.rows(valid).tolist()]
+    shown = guessed(labels, inputs.sequences, predictor.masks)
+    of_valid = [shown[i] for i in inputs.rows(valid).tolist()]
     metric = _metric(config, task, of_valid, watch)
     model, optimizer = _ready(fabric, config, predictor, inputs, train, targets, weights, begin)
     schedule = Schedule(config, 0 if predictor.head.is_solved else len(train))
@@ -93,7 +95,7 @@ def train_once(
                 optimizer.step()
                 optimizer.zero_grad()
                 if now.average:
-                    moved_average(now.average, predictor.state_dict(), config.ema, step)
+                    moved_average(now.average, predictor.state_dict(), (config.ema or 0.0) * schedule.per_epoch, step)
                 now.step, now.is_due = step, is_last_of_epoch
                 if fabric.is_global_zero and journal.is_due:
                     journal.save(name, entry_of(now, predictor, optimizer))
@@ -168,9 +170,6 @@ def _evaluate(
             wanted = inputs.targets(targets, valid).cpu()
             rows = inputs.rows(valid).to(weights.device)
             entry["valid_loss"] = predictor.task.loss(outputs, wanted, weights[rows].cpu()).mean.item()
-            if predictor.masks:
-                known = wanted.isfinite()[:, 0].tolist()
-                labels = [x if guessed else None for x, guessed in zip(labels, known, strict=True)]
             entry["valid"] = predictor.task.scores(outputs, labels)
         now.history.append(entry)
         if not now.best or not valid or _better(entry, now.best, metric):

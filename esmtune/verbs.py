@@ -125,7 +125,7 @@ def _run_of(
         ],
         predictions=predictions_of(trained, curated.dataset),
         notices=notices,
-        config=resolved(config, curated, trained.predictor.spec),
+        config=resolved(trained.config, curated, trained.predictor.spec),
         path=path,
     )
 
@@ -157,7 +157,7 @@ def configured(options: Mapping[str, Any]) -> TrainConfig:
     for name, value in options.items():
         if name in ("task", "head", "tuning") and isinstance(value, str):
             given[name] = {"name": value}
-        elif known[name] is float and isinstance(value, int):
+        elif known[name] in (float, float | None) and isinstance(value, int) and not isinstance(value, bool):
             given[name] = float(value)
         elif isinstance(value, list):
             given[name] = tuple(value)
@@ -226,8 +226,13 @@ def evaluate(
     )  # fmt: skip
     for text in dataset.notices:
         watch(Notice(text))
-    outputs = predictor.outputs([r.sequence for r in dataset.records], tokens_per_batch=tokens_per_batch, watch=watch)
-    labels = [label for r in dataset.records for label in r.labels]
+
+    from esmtune.masking import guessed
+
+    sequences = [r.sequence for r in dataset.records]
+    answers = predictor.answers(sequences, hide=True, tokens_per_batch=tokens_per_batch, watch=watch)
+    outputs = task.average(answers)
+    labels = guessed([label for r in dataset.records for label in r.labels], sequences, predictor.masks)
     result = {
         "encoder": predictor.spec.encoder.name,
         "records": len(dataset.records),

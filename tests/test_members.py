@@ -19,7 +19,7 @@ SPLIT = {"valid_fraction": 0.3, "test_fraction": 0.2}
 
 
 def train(tiny, rows=ROWS, **options):
-    return esmtune.train(rows, encoder=str(tiny), **{"epochs": 4, "tuning": "frozen", **options})
+    return esmtune.train(rows, encoder=str(tiny), **{"epochs": 4, "tuning": "frozen", "head": "mlp", **options})
 
 
 def test_seeds_make_an_ensemble_with_a_spread(tiny, tmp_path):
