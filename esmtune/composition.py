@@ -16,7 +16,7 @@ from esmtune.losses import class_loss, loss, ranking
 from esmtune.predictor import Predictor, Spec, find_encoder
 from esmtune.records import Dataset, Label
 from esmtune.tasks import Multitask, Task, task
-from esmtune.tuning import FEW_LABELS, automatic, tuning
+from esmtune.tuning import automatic, tuning
 
 MLM_HEAD = "language-model"
 
@@ -157,10 +157,7 @@ def decided(config: TrainConfig, data: Dataset, origin: Origin, watch: Watcher) 
     spec = tuning.resolve(spec)
     if data.kind == "mlm" and spec["name"] == "frozen":
         raise ValueError("task mlm goes on training the encoder, which tuning frozen does not: take full or lora.")
-    if config.head is None and spec["name"] == "frozen" and labels < FEW_LABELS and origin.start is None:
-        config = replace(config, head={"name": "ridge"})
-        watch(Notice(f"Head: ridge, because from {labels:,} labels nothing that is trained step by step learns more."))
-    return replace(config, tuning=spec).completed(spec["name"])
+    return replace(config, tuning=spec).completed(spec["name"], len(data.of("train")))
 
 
 def _leveled(spec: dict[str, Any], asked: Part | None, data: Dataset) -> dict[str, Any]:

@@ -16,10 +16,11 @@ DEFAULT_HEAD = "mlp"
 DEFAULT_TUNING = "frozen"
 # What is best by tuning, on validation rows of several data sets: docs/recipes.md. Adapters of every kind go by lora.
 RECIPES: dict[str, dict[str, int | float]] = {
-    "frozen": {"epochs": 30, "global_batch_size": 32, "head_learning_rate": 1e-3, "encoder_learning_rate": 1e-4, "ema": 1.0},
-    "lora": {"epochs": 20, "global_batch_size": 8, "head_learning_rate": 1e-3, "encoder_learning_rate": 5e-4, "ema": 1.0},
-    "full": {"epochs": 20, "global_batch_size": 8, "head_learning_rate": 1e-3, "encoder_learning_rate": 1e-4, "ema": 1.0},
+    "frozen": {"epochs": 30, "global_batch_size": 32, "head_learning_rate": 3e-4, "encoder_learning_rate": 1e-4, "ema": 1.0},
+    "lora": {"epochs": 20, "global_batch_size": 8, "head_learning_rate": 3e-4, "encoder_learning_rate": 1e-3, "ema": 1.0},
+    "full": {"epochs": 20, "global_batch_size": 8, "head_learning_rate": 3e-4, "encoder_learning_rate": 1e-4, "ema": 1.0},
 }  # fmt: skip
+LEAST_STEPS = 2000  # from few labels it takes more epochs
 RECIPE_OF = {"frozen": "frozen", "full": "full", "last": "full", "probe-then-full": "full"}
 LAYERS = 7  # that the head sees of an encoder, spread evenly from the embeddings to the last
 TOKENS_PER_BATCH = 4096
@@ -111,8 +112,8 @@ class TrainConfig:
     """The gradient's norm is cut to this."""
     metric: str | None = None
     """The validation metric that chooses the weights to keep, or loss. [default: spearman or mcc, by task]"""
-    patience: int = 10
-    """Stop after so many epochs without a better validation metric."""
+    patience: int | None = None
+    """Stop after so many epochs without a better validation metric. [default: a third of the epochs, at least 10]"""
     seed: int = 0
     """Fixes the split, the first weights, the order and the dropout."""
 
@@ -160,11 +161,15 @@ class TrainConfig:
         if self.init_skip and not self.init:
             raise ValueError("init_skip leaves out weights of init, but no init is given.")
 
-    def completed(self, tuning: str) -> "TrainConfig":
-        """The same with what was left open filled in from the recipe of a tuning.
+    def completed(self, tuning: str, records: int) -> "TrainConfig":
+        """The same with what was left open filled in from the recipe of a tuning, for so many training records.
 
-        >>> TrainConfig(epochs=3).completed("full").epochs, TrainConfig().completed("dora").global_batch_size
-        (3, 8)
+        >>> TrainConfig(epochs=3).completed("full", 800).epochs, TrainConfig().completed("full", 80).epochs
+        (3, 200)
         """
         recipe = RECIPES[RECIPE_OF.get(tuning, "lora")]
-        return replace(self, **{name: value for name, value in recipe.items() if getattr(self, name) is None})
+        full = replace(self, **{name: value for name, value in recipe.items() if getattr(self, name) is None})
+        if self.epochs is None:
+            per_epoch = -(-records // (full.global_batch_size or 1))
+            full = replace(full, epochs=max(int(recipe["epochs"]), -(-LEAST_STEPS // max(1, per_epoch))))
+        return full if full.patience else replace(full, patience=max(10, (full.epochs or 0) // 3))

@@ -46,7 +46,7 @@ class Trained:
 
     config: TrainConfig  # decided in everything
     predictor: Predictor | Ensemble
-    last: Predictor | None  # with the weights after the last step, of a run of one member
+    last: Predictor | None  # with the weights after the last step, of a run of one member that did not diverge
     members: list[Member]
     fitted: list[Fitted]
     collapsed: list[str]  # names of members that learned nothing, and are no part of the predictor
@@ -108,7 +108,7 @@ def train_members(
     return Trained(
         config=config,
         predictor=chosen[0].eval() if len(chosen) == 1 else Ensemble(chosen),
-        last=_last(predictors[0], fitted[0]) if len(members) == 1 else None,
+        last=_last(predictors[0], fitted[0]) if len(members) == 1 and not fitted[0].diverged else None,
         members=members,
         fitted=fitted,
         collapsed=collapsed,

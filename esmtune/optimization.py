@@ -12,14 +12,14 @@ from esmtune.predictor import Predictor
 
 
 class Schedule:
-    """The steps of a run, and how high the learning rate stands at each."""
+    """The steps of a run over `count` records, and how high the learning rate stands at each."""
 
     def __init__(self, config: TrainConfig, count: int):
         self.config, self.count = config, count
         assert config.global_batch_size and config.epochs, "complete the configuration first"
         self.batch_size = config.global_batch_size
         self.per_epoch = -(-count // self.batch_size)
-        self.total = config.max_steps or config.epochs * self.per_epoch
+        self.total = (config.max_steps or config.epochs * self.per_epoch) if count else 0
 
     def __iter__(self) -> Iterator[tuple[int, int, list[int], bool]]:
         """Each step's number, its epoch, its global batch, and whether an evaluation is due after it."""

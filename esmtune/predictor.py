@@ -64,11 +64,27 @@ class Predictor(nn.Module, Predicting):
         everything = frozenset(encoder.state_dict())
         self.moved = everything if spec.encoder.is_random else moved & everything
         self.is_standardized = False  # whether the head knows the features already, from an earlier training
+        self.reference: tuple[Tokens, Tensor] | None = None  # while the encoder moves: a sequence, its first features
         self.rates: dict[str, float] = {}  # of the weights of the encoder that move, over the encoder's learning rate
 
     def forward(self, x: Tokens | Pooled) -> Float[Tensor, "points outputs"]:
-        """Outputs, from tokens or from what the head's pool made of them before."""
-        return self.head(self.pooled(x) if isinstance(x, Tokens) else x)
+        """Outputs, from tokens or from what the head's pool made of them before.
+
+        In training what all sequences drift by alike is taken off first, gradient included: it says nothing
+        about any of them, and of variants that differ by little it is all that a step would change.
+        """
+        if not isinstance(x, Tokens):
+            return self.head(x)
+        pooled = self.pooled(x)
+        if self.training and self.reference is not None:
+            pooled = replace(pooled, features=pooled.features - self.drift())
+        return self.head(pooled)
+
+    def drift(self) -> Float[Tensor, "channels"]:
+        """How far the features of the reference have moved since training began."""
+        assert self.reference is not None, "there is none outside of training"
+        tokens, start = self.reference
+        return self.pooled(tokens).features.mean(0) - start
 
     def pooled(self, tokens: Tokens) -> Pooled:
         """What the head's pool makes of tokens; the head alone takes it from there."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from esmtune.batching import shuffled
 from esmtune.config import TrainConfig
+from esmtune.esm2 import Tokens
 from esmtune.events import Notice, Progress, Terminated, Watcher
 from esmtune.gradients import Network, backward, nothing
 from esmtune.inputs import Features, Inputs, sum_over_processes
@@ -18,7 +19,8 @@ from esmtune.journal import Journal
 from esmtune.masking import guessed
 from esmtune.metrics import LOWER_IS_BETTER, Scores
 from esmtune.optimization import Schedule, dropout_seed, moved_average, parameter_groups
-from esmtune.predictor import Predictor
+from esmtune.pooling import Pooled
+from esmtune.predictor import Predictor, evaluating
 from esmtune.records import Dataset, Label
 from esmtune.standing import Fitted, Standing, entry_of, moving, restore
 from esmtune.tasks import Task, Total
@@ -104,19 +106,21 @@ def train_once(
             if now.is_due:
                 rate = optimizer.param_groups[0]["peak"] * schedule.factor(step)
                 entry = {"step": step, "epoch": epoch, "train_loss": _mean(fabric, now.running), "learning_rate": rate}
-                _evaluate(entry, now, inputs, valid, targets, weights, of_valid, metric)
+                if lost := _evaluate(entry, now, inputs, valid, targets, weights, of_valid, metric):
+                    diverged = {"step": step, "epoch": epoch, "ids": [records[i].id for i in lost]}
+                    break
                 now.running, now.is_due = nothing(fabric), False
                 fabric.log_dict(_flat(now.history[-1]), step)
-                if valid and now.since_best >= config.patience:
+                if valid and config.patience and now.since_best >= config.patience:
                     now.is_over = True
                     watch(Notice(f"Stopped after epoch {epoch}: {metric} on validation did not get better for "
                                  f"{config.patience} epochs."))  # fmt: skip
         if now.is_due:  # a head that was solved in one go
             _evaluate({"step": 0, "epoch": 0}, now, inputs, valid, targets, weights, of_valid, metric)
             now.is_due = False
-        last = moving(predictor) | now.average
-        if diverged and not now.best:
-            now.weights = last
+        with _averaged(predictor, now.average), centered(predictor):
+            last = moving(predictor)
+        predictor.reference = None
         predictor.load_state_dict(now.weights, strict=False)
         outputs = inputs.outputs([*train, *valid], "predicting")
         if test:  # read here for the first time
@@ -144,9 +148,13 @@ def _ready(
 ) -> tuple[nn.Module, Any]:  # fmt: skip
     """Standardize what the head sees by what the training records look like before anything moves; solve, set up."""
     head: Any = predictor.head  # `solve` is of those alone that are solved
-    if head.standardizes and begin is None and not predictor.is_standardized:
+    if head.standardizes:
         sample = train if inputs.is_kept or head.is_solved else _sample(train, config.seed)
-        head.fit(inputs.pooled(sample, "measuring"))
+        seen = inputs.pooled(sample, "measuring")
+        if begin is None and not predictor.is_standardized:
+            head.fit(seen)
+        if not inputs.is_frozen and not head.sees_residues:
+            predictor.reference = _reference(inputs, sample, seen)
     if head.is_solved:
         if not inputs.is_kept:
             raise ValueError("head 'ridge' is solved in one go, on a frozen encoder: take --tuning frozen.")
@@ -159,14 +167,21 @@ def _ready(
 
 
 def _evaluate(
-    entry: dict[str, Any], now: Standing, inputs: Inputs, valid: list[int], targets: Tensor, weights: Tensor, labels: list[Label],
-    metric: str,
-) -> None:  # fmt: skip
-    """See what was learned, and keep the weights if they are the best so far."""
+    entry: dict[str, Any], now: Standing, inputs: Inputs, valid: list[int], targets: Tensor, weights: Tensor,
+    labels: list[Label], metric: str,
+) -> list[int]:  # fmt: skip
+    """See what was learned, and keep the weights if they are the best so far.
+
+    Returns the records whose outputs are not finite; if there are any, nothing is kept.
+    """
     predictor = inputs.predictor
-    with _averaged(predictor, now.average):
+    with _averaged(predictor, now.average), centered(predictor):
         if valid:
             outputs = inputs.outputs(valid, "validating")
+            counts = [inputs.points[i] for i in valid]
+            lost = [i for i, x in zip(valid, outputs.split(counts), strict=True) if not x.isfinite().all()]
+            if lost:
+                return lost
             wanted = inputs.targets(targets, valid).cpu()
             rows = inputs.rows(valid).to(weights.device)
             entry["valid_loss"] = predictor.task.loss(outputs, wanted, weights[rows].cpu()).mean.item()
@@ -176,6 +191,33 @@ def _evaluate(
             now.best, now.weights, now.since_best = entry, moving(predictor), 0
         else:
             now.since_best += 1
+    return []
+
+
+def _reference(inputs: Inputs, sample: list[int], seen: Pooled) -> tuple[Tokens, Tensor]:
+    """The training sequence that is nearest to their mean, and what the pool makes of it before anything moves."""
+    predictor, device = inputs.predictor, inputs.fabric.device
+    features = predictor.head.standardize(seen.features)
+    nearest = sample[int((features - features.mean(0)).square().sum(1).argmin())]
+    tokens = Tokens.of([inputs.sequences[nearest]]).to(device)
+    with torch.no_grad(), evaluating(predictor):
+        return tokens, predictor.pooled(tokens).features.mean(0)
+
+
+@contextmanager
+def centered(predictor: Predictor) -> Iterator[None]:
+    """Let the center that the head subtracts follow what all sequences drifted by, for a while."""
+    if predictor.reference is None:
+        yield
+        return
+    center = predictor.head.standardize.center
+    before = center.clone()
+    with torch.no_grad(), evaluating(predictor):
+        center += predictor.drift()
+    try:
+        yield
+    finally:
+        center.copy_(before)
 
 
 @contextmanager
@@ -235,10 +277,10 @@ def _finite(fabric: Fabric, loss: Tensor, norm: Any) -> bool:
 
 def _advice(diverged: dict[str, Any], best: dict[str, Any]) -> str:
     ids = ", ".join(diverged["ids"][:SHOWN_IDS])
-    kept = f"The weights of epoch {best['epoch']} are kept" if best else "The weights of the step before are kept"
+    kept = f"The weights of epoch {best['epoch']} are kept" if best else "The weights of the beginning are kept"
     return (
-        f"DIVERGED: at step {diverged['step']:,} (epoch {diverged['epoch']}) the loss or its gradient was no finite "
-        f"number, on the records {ids}. {kept}. Look at these records' labels; lower --encoder-learning-rate or "
+        f"DIVERGED: at step {diverged['step']:,} (epoch {diverged['epoch']}) the loss, its gradient or an output was "
+        f"no finite number, on the records {ids}. {kept}. Look at these records' labels; lower --encoder-learning-rate or "
         "--head-learning-rate, or lengthen --warmup."
     )
 

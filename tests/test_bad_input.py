@@ -110,7 +110,7 @@ BAD_FILES = {
     ),
     "text": ("data.csv", classes(*"abcabc"), [], ["text of 3 values (a, b, c)", "--task multiclass"]),
     "few integers": (
-        "data.csv", classes(*"012" * 5), [], ["3 whole numbers (0, 1, 2)", "--task regression or --task multiclass"],
+        "data.csv", classes(*"012" * 5), [], ["3 whole numbers (0, 1, 2)", "--task regression, --task multiclass, or --task ordinal"],
     ),
     "decimal commas": (
         "data.tsv", b"sequence\tlabel\nMK\t0,5\nGG\t1,5\nAA\t2,5\n", [], ["decimal comma", "Write them with a point"],
@@ -169,7 +169,7 @@ def test_without_a_bad_row_the_encoder_is_looked_for(shell, place):
 
 
 def test_many_bad_rows(shell, place):
-    (place / "data.csv").write_bytes(table(*(f"x{n},MK-V,1" if n % 2 else f"x{n},MKTV,high" for n in range(1234))))
+    (place / "data.csv").write_bytes(table(*(f"x{n},MK-V,1" if n % 2 else f"x{n},MKTV,unclear" for n in range(1234))))
     options = ["--task", "regression", "--encoder", NOWHERE]
     answer = shell("train", place / "data.csv", "--out", place / "out", *options)
     refused(answer, place, "1,234 rows cannot be used:", "… and 1,214 more", beside=["data.csv"])

@@ -23,7 +23,7 @@ def train(tiny, rows=ROWS, **options):
 
 
 def test_seeds_make_an_ensemble_with_a_spread(tiny, tmp_path):
-    run = train(tiny, seeds=3, seed=5, out=tmp_path / "run", **SPLIT)
+    run = train(tiny, seeds=3, seed=5, metric="loss", out=tmp_path / "run", **SPLIT)
     assert isinstance(run.predictor, esmtune.Ensemble)
     assert list(run.metrics["members"]) == ["seed-5", "seed-6", "seed-7"]
     alone = [member.predict(TEN) for member in run.predictor.members]
@@ -41,13 +41,13 @@ def test_seeds_make_an_ensemble_with_a_spread(tiny, tmp_path):
     table = pl.DataFrame(
         {"sequence": TEN, "label": [x for _, x in ROWS], "split": [split[str(i + 1)] for i in range(10)]}
     )
-    single = train(tiny, table, seed=6)
+    single = train(tiny, table, seed=6, metric="loss")
     assert single.predictor.predict(TEN) == pytest.approx(alone[1], abs=1e-6)
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "full", {"name": "lora", "rank": 2}], ids=str)
 def test_an_ensemble_saved_is_an_ensemble_loaded(tiny, tmp_path, tuning):
-    run = train(tiny, HALVES, seeds=2, tuning=tuning, out=tmp_path / "run", epochs=2, **SPLIT)
+    run = train(tiny, HALVES, seeds=2, tuning=tuning, out=tmp_path / "run", epochs=2, metric="loss", **SPLIT)
     loaded = esmtune.load(tmp_path / "run", verify=True)
     assert loaded.predict(TEN) == run.predictor.predict(TEN)
     assert loaded.probabilities(TEN) == run.predictor.probabilities(TEN)

@@ -21,7 +21,7 @@ ARCHIVES = Path(__file__).parent / "archives"
 
 
 def train(tiny, rows=ROWS, **options):
-    options = {"epochs": 2, "valid_fraction": 0.0, "test_fraction": 0.0, **options}
+    options = {"epochs": 2, "valid_fraction": 0.0, "test_fraction": 0.0, "folds": 1, **options}
     return esmtune.train(rows, encoder=None if "init" in options else str(tiny), **options)
 
 
@@ -110,7 +110,7 @@ def half_a_spec(folder):
 
 def later_version(folder):
     content = json.loads((folder / "predictor.json").read_text())
-    (folder / "predictor.json").write_text(json.dumps(content | {"format_version": 2}))
+    (folder / "predictor.json").write_text(json.dumps(content | {"format_version": 3}))
 
 
 def unknown_head(folder):
@@ -127,7 +127,7 @@ def unknown_head(folder):
         (no_json, "cannot be read"),
         (no_version, "no format_version"),
         (half_a_spec, "is damaged"),
-        (later_version, "reads up to 1. Upgrade it"),
+        (later_version, "reads up to 2. Upgrade it"),
         (unknown_head, "there is no head 'transformer'"),
     ],
 )
@@ -180,7 +180,10 @@ def test_a_failure_while_writing_a_run_leaves_what_was_there(tiny, tmp_path, mon
         for name, overwrite in (("run", True), ("new", False)):
             with pytest.raises(OSError, match="full"):
                 train(tiny, out=tmp_path / name, overwrite=overwrite, seed=1, log=["csv"])
-    assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == files
+    left = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if "unfinished" not in str(p))
+    assert left == files
+    assert train(tiny, out=tmp_path / "new", seed=1, log=["csv"], resume=True).path == tmp_path / "new"
+    assert not (tmp_path / "new.unfinished").exists()
     assert (tmp_path / "run" / "metrics.json").read_bytes() == metrics
     assert esmtune.load(tmp_path / "run").predict(TEN) == first.predictor.predict(TEN)
     train(tiny, out=tmp_path / "run", overwrite=True)
@@ -230,7 +233,7 @@ def test_what_starts_anew_is_standardized_anew(tiny, tmp_path, prefix):
     first = train(tiny, tuning="full", out=tmp_path / "first")
     second = train(tiny, init=str(first.path), init_skip=(prefix,), head_learning_rate=0.0)
     with torch.no_grad():
-        features = second.predictor.head.pool(second.predictor.encoder(Tokens.of(TEN))).features
+        features = second.predictor.pooled(Tokens.of(TEN)).features
     torch.testing.assert_close(second.predictor.head.standardize.center, features.mean(0), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="take encoder random:NAME instead of init"):
         train(tiny, init=str(first.path), init_skip=("encoder",))
@@ -275,7 +278,7 @@ def test_loading_imports_nothing_that_a_file_names(tiny, tmp_path):
     content["task"]["name"] = "os.system"
     file.write_text(json.dumps(content))
     before = set(sys.modules)
-    with pytest.raises(ValueError, match=r"there is no task 'os.system'. There are: binary, multiclass, regression"):
+    with pytest.raises(ValueError, match=r"there is no task 'os.system'. There are: binary, mlm, multiclass"):
         esmtune.load(run.path)
     assert not {m for m in set(sys.modules) - before if not m.startswith("esmtune")}
 
