@@ -1,10 +1,10 @@
-"""Accuracy with default settings, beside published results of the same model size and ridge on the same embeddings.
+"""Accuracy with default settings, beside published results of the same model size and ridge on embeddings.
 
-    python benchmarks/accuracy.py --weights ESM2_8M --data FOLDER --runs runs            # everything: a day on two cores
+    python benchmarks/accuracy.py --weights ESM2_8M --data FOLDER --runs runs       # everything: a day on two cores
     python benchmarks/accuracy.py --weights ESM2_8M --data FOLDER --runs runs --only gb1-frozen if1-default
 
-`--weights` is a Hugging Face folder of ESM-2 8M. `--data` holds gb1/three_vs_rest.csv, ss3/ss3.csv.gz (both of Schmirler
-et al. 2024, https://doi.org/10.1038/s41467-024-51844-2) and dms/if1_ecoli.csv, dms/pten_human.csv (Vieira et al. 2025),
+`--weights` is a Hugging Face folder of ESM-2 8M. `--data` holds gb1/three_vs_rest.csv, ss3/ss3.csv.gz (both of
+Schmirler et al. 2024, https://doi.org/10.1038/s41467-024-51844-2) and dms/if1_ecoli.csv, dms/pten_human.csv (Vieira et al. 2025),
 each with columns sequence, label and split. Runs lie in `--runs`; one that was stopped goes on, one that is there is read.
 Each row's result is written to `--results` as soon as it is there: all scores of three seeds, every option, versions.
 """
@@ -35,7 +35,7 @@ SEEDS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A line of the table: data, options beside the defaults, what is compared, what was published, what is to reach."""
+    """A line of the table: data, options beside the defaults, what is compared, was published, is to be reached."""
 
     data: str
     options: dict[str, Any]
@@ -96,7 +96,7 @@ def run(name: str, row: Row, args: argparse.Namespace) -> dict[str, Any]:
         "hardware": f"{cpu()}, {torch.get_num_threads()} threads",
         "versions": environment["versions"],
         "seconds": environment["seconds"],
-        "config": (folder / "run.toml").read_text(),
+        "config": (folder / "run.toml").read_text().replace(str(args.weights.resolve()), "ESM2_8M"),
     }
 
 

@@ -96,7 +96,7 @@ def _fitted(kind: str, labels: Sequence[Label], options: Mapping[str, Any]) -> T
 
 
 def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, watch: Watcher = silent) -> Predictor:
-    """Put encoder, head and task together, by a configuration that is decided. Draws new weights from torch's generator.
+    """Put encoder, head and task together, by a configuration that is decided; new weights are torch's to draw.
 
     Raises:
         ValueError: for a part or option that cannot be had, or that does not fit the data.

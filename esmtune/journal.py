@@ -5,6 +5,7 @@ renamed: after a kill at any moment there is the old entry or the new one.
 """
 
 import json
+import os
 import shutil
 import signal
 import threading
@@ -118,13 +119,19 @@ def read_entry(path: Path) -> Entry:
 
 @contextmanager
 def asked_to_stop() -> Iterator[threading.Event]:
-    """Give an event that SIGTERM sets, while the context lasts; signals reach the main thread alone."""
+    """Give an event that SIGTERM sets, while the context lasts; a second one ends the process at once.
+
+    Signals reach the main thread alone.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
     def hear(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
         event.set()
 
     before = signal.signal(signal.SIGTERM, hear)

@@ -95,18 +95,18 @@ def test_a_wrong_command_line_ends_with_a_sentence(shell, tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--head", "mpl"], "there is no head 'mpl'. Did you mean 'mlp'? There are: linear, mlp"),
+        (["--head", "mpl"], "there is no head 'mpl'. Did you mean 'mlp'? There are: attention, conv, "),
         (["--head.hiden", "3", "--head", "mlp"], "has no option 'hiden'. Did you mean 'hidden'?"),
         (["--head", "mlp", "--head.hidden", "few"], "head 'mlp', option 'hidden': got 'few', expected int"),
         (["--head", "mlp", "--head.pool", "max"], "it can be 'mean', 'cls'"),
         (["--head", "mlp", "--head.dropout", "1"], "dropout is a share from 0 to below 1, got 1.0"),
         (["--tuning.layers", "3"], "tuning 'frozen' has no option 'layers'. It has: none"),
         (["--tuning", "last", "--tuning.layers", "9"], "the encoder has 2: write 1 to that"),
-        (["--tuning", "lora"], "there is no tuning 'lora'"),
+        (["--tuning", "lorax"], "there is no tuning 'lorax'. Did you mean 'lora'?"),
         (["--task", "rank"], "there is no task 'rank'"),
         (
             ["--task", "regression", "--task.loss", "cubic"],
-            "there is no loss 'cubic'. There are: absolute, huber, squared",
+            "there is no loss 'cubic'. There are: absolute, huber",
         ),
         (["--metric", "auroc"], "there is no metric 'auroc' for regression"),
         (["--accelerator", "cuda"], "there is no accelerator 'cuda' here"),
@@ -126,7 +126,7 @@ def test_a_wrong_part_or_option_is_named_and_nothing_is_written(table, tiny, tmp
 
 def test_a_run_has_all_its_files(run, table, tiny):
     assert sorted(p.name for p in run.iterdir()) == [
-        "environment.json", "history.jsonl", "metrics.json", "predictions.csv", "predictor", "run.toml",
+        "environment.json", "history.jsonl", "last", "metrics.json", "predictions.csv", "predictor", "run.toml",
     ]  # fmt: skip
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["records"] == {"train": 8, "valid": 1, "test": 1}
@@ -145,8 +145,8 @@ def test_a_run_has_all_its_files(run, table, tiny):
     assert any("split is random" in notice for notice in environment["notices"])
     config = tomllib.loads((run / "run.toml").read_text())
     assert config["data"] == str(table)
-    assert config["target"] == "tm"
-    assert config["head"] == {"name": "mlp", "pool": "mean", "hidden": 256, "dropout": 0.25}
+    assert config["target"] == ["tm"]
+    assert config["head"] == {"name": "mlp", "pool": "mean", "hidden": 256, "depth": 2, "dropout": 0.25}
 
 
 def test_a_configuration_repeats_the_run(run, tmp_path, shell, monkeypatch):
@@ -170,8 +170,8 @@ def test_every_number_of_the_reference_tutorial_can_be_set(table, tiny, tmp_path
                "--task", "regression", "--task.loss", "huber", "--log", "csv", "tensorboard"]  # fmt: skip
     assert shell("train", table, "--target", "tm", "--encoder", tiny, "--out", tmp_path / "r", *options).code == 0
     config = tomllib.loads((tmp_path / "r" / "run.toml").read_text())
-    assert config["head"] == {"name": "mlp", "pool": "mean", "hidden": 12, "dropout": 0.1}
-    assert config["tuning"] == {"name": "full"}
+    assert config["head"] == {"name": "mlp", "pool": "mean", "hidden": 12, "depth": 2, "dropout": 0.1}
+    assert config["tuning"] == {"name": "full", "layer_decay": 1.0}
     assert config["task"] == {"name": "regression", "loss": "huber"}
     assert (config["micro_batch_size"], config["global_batch_size"], config["max_steps"]) == (2, 4, 3)
     assert (

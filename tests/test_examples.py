@@ -98,7 +98,7 @@ def test_frozen_or_not(tiny):
 
 def test_hidden_size_and_head_dropout(tiny):
     run = train_on_ten(tiny, head={"name": "mlp", "hidden": 7, "dropout": 0.5})
-    assert run.predictor.head.hidden.weight.shape == (7, 32)
+    assert run.predictor.head.hidden.weight.shape == (7, 96)
     without = train_on_ten(tiny, head={"name": "mlp", "hidden": 7, "dropout": 0.0})
     assert not torch.equal(head_weights(run), head_weights(without))
 

@@ -144,7 +144,7 @@ def test_attention_begins_as_mlp_on_the_mean(heads):
     """Also where the means of training sequences differ far less than their residues do."""
     torch.manual_seed(0)
     attention = head.build({"name": "attention", "heads": heads}, 6, 2).double().eval()
-    mlp = head.build({"name": "mlp"}, 6, 2).double().eval()
+    mlp = head.build({"name": "mlp", "depth": 1}, 6, 2).double().eval()
     with torch.no_grad():
         mlp.hidden.weight.copy_(attention.hidden.weight.unflatten(1, (heads, 6)).sum(1))
         mlp.hidden.bias.copy_(attention.hidden.bias)
@@ -175,11 +175,18 @@ def test_layers_are_standardized_before_they_are_mixed():
     close(part(pooled(x, (1,) * len(x))), part.out(mixed), 1e-9)
 
 
-@pytest.mark.parametrize("name", ["linear", "mlp"])
-def test_one_layer_has_the_weights_of_the_file_format(name):
-    hidden = {"hidden.weight", "hidden.bias"} if name == "mlp" else set()
-    wanted = {"standardize.center", "standardize.spread", "out.weight", "out.bias"} | hidden
-    assert set(head.build({"name": name}, 6, 2).state_dict()) == wanted
+@pytest.mark.parametrize(
+    ("spec", "hidden"),
+    [
+        ({"name": "linear"}, []),
+        ({"name": "mlp", "depth": 1}, ["hidden"]),
+        ({"name": "mlp", "depth": 3}, ["hidden", "deeper.0", "deeper.1"]),
+    ],
+    ids=str,
+)
+def test_one_layer_has_the_weights_of_the_file_format(spec, hidden):
+    wanted = {f"{name}.{part}" for name in (*hidden, "out") for part in ("weight", "bias")}
+    assert set(head.build(spec, 6, 2).state_dict()) == wanted | {"standardize.center", "standardize.spread"}
 
 
 @pytest.mark.parametrize("count", [1, 2, 99, 100, 101, 1000])

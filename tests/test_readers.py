@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 
+import hypothesis
 import pandas as pd
 import polars as pl
 import pytest
@@ -99,6 +100,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 def test_any_table_that_polars_writes_is_read_back(tmp_path_factory, data):
     width = data.draw(st.integers(1, 4))
     names = data.draw(st.lists(TEXT.map(lambda name: "c" + name), min_size=width, max_size=width, unique=True))
+    hypothesis.assume(width > 1 or not set(names[0]) & set(",;\t"))  # one column that seems to be two is asked about
     rows = data.draw(st.lists(st.lists(TEXT, min_size=width, max_size=width), min_size=1, max_size=5))
     frame = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
     for suffix, separator in ((".csv", ","), (".tsv", "\t")):
