@@ -4,9 +4,10 @@
     python benchmarks/accuracy.py --weights ESM2_8M --data FOLDER --runs runs --only gb1-frozen if1-default
 
 `--weights` is a Hugging Face folder of ESM-2 8M. `--data` holds gb1/three_vs_rest.csv, ss3/ss3.csv.gz (both of
-Schmirler et al. 2024, https://doi.org/10.1038/s41467-024-51844-2) and dms/if1_ecoli.csv, dms/pten_human.csv (Vieira et al. 2025),
-each with columns sequence, label and split. Runs lie in `--runs`; one that was stopped goes on, one that is there is read.
-Each row's result is written to `--results` as soon as it is there: all scores of three seeds, every option, versions.
+Schmirler et al. 2024, https://doi.org/10.1038/s41467-024-51844-2) and dms/if1_ecoli.csv, dms/pten_human.csv
+(Vieira et al. 2025), each with columns sequence, label and split. Runs lie in `--runs`; one that was stopped goes on,
+one that is there is read. Each row's result is written to `--results` as soon as it is there: all scores of three
+seeds, every option, versions.
 """
 
 import argparse

@@ -16,9 +16,12 @@ DEFAULT_HEAD = "mlp"
 DEFAULT_TUNING = "frozen"
 # What is best by tuning, on validation rows of several data sets: docs/recipes.md. Adapters of every kind go by lora.
 RECIPES: dict[str, dict[str, int | float]] = {
-    "frozen": {"epochs": 30, "global_batch_size": 32, "head_learning_rate": 3e-4, "encoder_learning_rate": 1e-4, "ema": 1.0},
-    "lora": {"epochs": 20, "global_batch_size": 8, "head_learning_rate": 3e-4, "encoder_learning_rate": 1e-3, "ema": 1.0},
-    "full": {"epochs": 20, "global_batch_size": 8, "head_learning_rate": 3e-4, "encoder_learning_rate": 1e-4, "ema": 1.0},
+    "frozen": {"epochs": 30, "global_batch_size": 32, "head_learning_rate": 3e-4, "encoder_learning_rate": 1e-4,
+               "ema": 1.0},
+    "lora": {"epochs": 20, "global_batch_size": 8, "head_learning_rate": 3e-4, "encoder_learning_rate": 1e-3,
+             "ema": 1.0},
+    "full": {"epochs": 20, "global_batch_size": 8, "head_learning_rate": 3e-4, "encoder_learning_rate": 1e-4,
+             "ema": 1.0},
 }  # fmt: skip
 LEAST_STEPS = 2000  # from few labels it takes more epochs
 RECIPE_OF = {"frozen": "frozen", "full": "full", "last": "full", "probe-then-full": "full"}

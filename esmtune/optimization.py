@@ -16,7 +16,8 @@ class Schedule:
 
     def __init__(self, config: TrainConfig, count: int):
         self.config, self.count = config, count
-        assert config.global_batch_size and config.epochs, "complete the configuration first"
+        assert config.global_batch_size, "complete the configuration first"
+        assert config.epochs, "complete the configuration first"
         self.batch_size = config.global_batch_size
         self.per_epoch = -(-count // self.batch_size)
         self.total = (config.max_steps or config.epochs * self.per_epoch) if count else 0
@@ -58,7 +59,8 @@ def parameter_groups(predictor: Predictor, config: TrainConfig) -> list[dict[str
         if not weight.requires_grad:
             continue
         short = name.removeprefix("encoder.")
-        assert config.head_learning_rate is not None and config.encoder_learning_rate is not None
+        assert config.head_learning_rate is not None
+        assert config.encoder_learning_rate is not None
         peak = config.head_learning_rate
         if short != name:
             peak = config.encoder_learning_rate * predictor.rates[short]

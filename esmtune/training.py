@@ -279,9 +279,9 @@ def _advice(diverged: dict[str, Any], best: dict[str, Any]) -> str:
     ids = ", ".join(diverged["ids"][:SHOWN_IDS])
     kept = f"The weights of epoch {best['epoch']} are kept" if best else "The weights of the beginning are kept"
     return (
-        f"DIVERGED: at step {diverged['step']:,} (epoch {diverged['epoch']}) the loss, its gradient or an output was "
-        f"no finite number, on the records {ids}. {kept}. Look at these records' labels; lower --encoder-learning-rate or "
-        "--head-learning-rate, or lengthen --warmup."
+        f"DIVERGED: at step {diverged['step']:,} (epoch {diverged['epoch']}) the loss, a gradient or an output "
+        f"was no finite number, on the records {ids}. {kept}. Look at these records' labels; lower "
+        "--encoder-learning-rate or --head-learning-rate, or lengthen --warmup."
     )
 
 

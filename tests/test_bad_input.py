@@ -110,7 +110,8 @@ BAD_FILES = {
     ),
     "text": ("data.csv", classes(*"abcabc"), [], ["text of 3 values (a, b, c)", "--task multiclass"]),
     "few integers": (
-        "data.csv", classes(*"012" * 5), [], ["3 whole numbers (0, 1, 2)", "--task regression, --task multiclass, or --task ordinal"],
+        "data.csv", classes(*"012" * 5), [],
+        ["3 whole numbers (0, 1, 2)", "--task regression, --task multiclass, or --task ordinal"],
     ),
     "decimal commas": (
         "data.tsv", b"sequence\tlabel\nMK\t0,5\nGG\t1,5\nAA\t2,5\n", [], ["decimal comma", "Write them with a point"],

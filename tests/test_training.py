@@ -118,7 +118,7 @@ def test_micro_batches_change_nothing(tiny, cut, tuning):
 
 
 def agree(history, other_history, weights, other_weights):
-    """Equal to 1e-5, of what it is or of one: float32 sums in another order, and Adam makes weights of their gradients."""
+    """Equal to 1e-5, of what it is or of one: float32 sums in another order, of whose gradients Adam makes weights."""
     assert len(history) == len(other_history)
     for one, other in zip(history, other_history, strict=True):
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5, abs=1e-5)
@@ -184,7 +184,7 @@ def test_test_records_are_read_once_at_the_end(tiny, monkeypatch):
         esm2.Tokens, "of", classmethod(lambda cls, sequences, *a: seen.extend(sequences) or read(cls, sequences, *a))
     )
     stages = []
-    for tuning in ("frozen", "full"):
+    for kind in ("frozen", "full"):
         seen.clear()
         stages.clear()
         at_stage = {}
@@ -194,14 +194,14 @@ def test_test_records_are_read_once_at_the_end(tiny, monkeypatch):
                 stages.append(event.stage)
                 at_stage.setdefault(event.stage, len(seen))
 
-        run = train(tiny, tuning=tuning, valid_fraction=0.2, test_fraction=0.2, epochs=2, watch=watch)
+        run = train(tiny, tuning=kind, valid_fraction=0.2, test_fraction=0.2, epochs=2, watch=watch)
         places = run.predictions.filter(run.predictions["split"] == "test")["id"]
         tests = {TEN[int(place) - 1] for place in places}
         assert len(tests) == 2
         assert stages[-1] in ("testing", "predicting")
         assert sum(sequence in tests for sequence in seen) == 2  # each test record once
         first = min(seen.index(sequence) for sequence in tests)
-        assert first >= at_stage["predicting" if tuning == "full" else "training"]
+        assert first >= at_stage["predicting" if kind == "full" else "training"]
         assert {sequence for sequence in seen[first:] if sequence in TEN} == tests
 
 
