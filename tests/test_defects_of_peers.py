@@ -123,7 +123,8 @@ def test_8b_the_loss_is_a_mean_over_residues_and_not_of_means(tiny):
     cells = [";".join(f"{ord(c) / 10:.1f}" for c in s) for s in TEN]
     rows = pl.DataFrame({"sequence": TEN, "label": cells, "split": "train"})
     run = train(tiny, rows, tuning="full", epochs=1, max_steps=1, global_batch_size=10, micro_batch_size=3,
-                valid_fraction=0,                head={"name": "mlp", "dropout": 0.0}, head_learning_rate=0.0, encoder_learning_rate=0.0)  # fmt: skip
+                valid_fraction=0, head={"name": "mlp", "dropout": 0.0}, head_learning_rate=0.0,
+                encoder_learning_rate=0.0)  # fmt: skip
     labels = np.array([float(x) for cell in rows["label"] for x in cell.split(";")])
     predictions = np.array([x for found in run.predictor.predict(TEN) for x in found])
     wanted = (((predictions - labels) / labels.std()) ** 2).mean()
