@@ -10,12 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from esmtune.batching import Budget, by_length
 from esmtune.config import TOKENS_PER_BATCH
-from esmtune.esm2 import Tokens
-from esmtune.events import Progress, Watcher, silent
-from esmtune.predicting import Predicting, concatenated
-from esmtune.predictor import FORMAT_VERSION, Predictor, evaluating, predictor_folder, read_predictor_json
+from esmtune.events import Watcher, silent
+from esmtune.predicting import Predicting
+from esmtune.predictor import FORMAT_VERSION, Predictor, answers_of, predictor_folder, read_predictor_json
 from esmtune.records import Level
 from esmtune.writers import whole_folder
 
@@ -56,7 +54,6 @@ class Ensemble(Predicting):
             member.to(device)
         return self
 
-    @torch.inference_mode()
     def answers(
         self,
         sequences: Sequence[str],
@@ -66,38 +63,13 @@ class Ensemble(Predicting):
         watch: Watcher = silent,
     ) -> Float[Tensor, "members points outputs"]:
         """What each member gives for clean sequences, in the unit of the first, in their order, on the CPU."""
-        if len({id(member.encoder) for member in self.members}) > 1:
-            return torch.stack(
-                [
-                    self.task.translated(
-                        member.answers(sequences, hide=hide, tokens_per_batch=tokens_per_batch, watch=watch)[0],
-                        member.task,
-                    )
-                    for member in self.members
-                ]
-            )
-        rows: list[list[Tensor]] = [[torch.empty(0)] * len(sequences) for _ in self.members]
-        done = 0
-        lengths = [len(s) for s in sequences]
-        for batch in by_length(range(len(sequences)), lengths, Budget(tokens=tokens_per_batch)):
-            counts = self.points([sequences[i] for i in batch])
-            tokens = Tokens.of([sequences[i] for i in batch]).to(self.device)
-            with evaluating(self.members[0]):
-                seen = self.members[0].seen(tokens)
-            for member, column in zip(self.members, rows, strict=True):
-                with evaluating(member):
-                    answers = member.head(seen).float().cpu().split(counts)
-                for index, answer in zip(batch, answers, strict=True):
-                    column[index] = answer
-            done += len(batch)
-            watch(Progress("predicting", done, len(sequences), "sequences"))
-        width = self.task.num_outputs
-        return torch.stack(
-            [
-                self.task.translated(concatenated(column, width), member.task)
-                for member, column in zip(self.members, rows, strict=True)
-            ]
-        )
+        options = {"hide": hide, "tokens_per_batch": tokens_per_batch, "watch": watch}
+        if len({id(member.encoder) for member in self.members}) == 1:
+            found = list(answers_of(self.members, sequences, **options))
+        else:
+            found = [member.answers(sequences, **options)[0] for member in self.members]
+        pairs = zip(found, self.members, strict=True)
+        return torch.stack([self.task.translated(answers, member.task) for answers, member in pairs])
 
     def save(self, folder: str | os.PathLike[str], *, self_contained: bool = False) -> None:
         """Write `predictor.json` and a folder for each member, whole or not at all."""

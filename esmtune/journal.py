@@ -78,11 +78,6 @@ class Journal:
             return None
         return read_entry(self.folder / f"{name}.safetensors")
 
-    def remove(self, name: str) -> None:
-        """Forget an entry."""
-        if self.folder is not None:
-            (self.folder / f"{name}.safetensors").unlink(missing_ok=True)
-
     def close_if_empty(self) -> None:
         """Leave no folder behind where a run ended before it had anything to go on from."""
         if self.folder is not None and not any(self.folder.glob("*.safetensors")):

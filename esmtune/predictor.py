@@ -4,7 +4,7 @@ import copy
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -113,7 +113,6 @@ class Predictor(nn.Module, Predicting):
         """Where the weights are."""
         return self.encoder.embed_tokens.weight.device
 
-    @torch.inference_mode()
     def answers(
         self,
         sequences: Sequence[str],
@@ -123,18 +122,7 @@ class Predictor(nn.Module, Predicting):
         watch: Watcher = silent,
     ) -> Float[Tensor, "members points outputs"]:
         """What the head gives for clean sequences, in their order, on the CPU; one predictor is one member."""
-        rows: list[Tensor] = [torch.empty(0)] * len(sequences)
-        done = 0
-        with evaluating(self):
-            for batch in by_length(range(len(sequences)), [len(s) for s in sequences], Budget(tokens=tokens_per_batch)):
-                tokens = Tokens.of([sequences[i] for i in batch], torch.tensor(batch)).to(self.device)
-                tokens = masked(tokens, self.masks)[0] if hide and self.masks else tokens
-                answers = self(tokens).float().cpu()
-                for index, answer in zip(batch, answers.split(self.points([sequences[i] for i in batch])), strict=True):
-                    rows[index] = answer
-                done += len(batch)
-                watch(Progress("predicting", done, len(sequences), "sequences"))
-        return concatenated(rows, self.task.num_outputs)[None]
+        return answers_of([self], sequences, hide=hide, tokens_per_batch=tokens_per_batch, watch=watch)
 
     def save(self, folder: str | os.PathLike[str], *, self_contained: bool = False) -> None:
         """Write `predictor.json` and `weights.safetensors`, whole or not at all.
@@ -249,6 +237,30 @@ class Predictor(nn.Module, Predicting):
                 f"{folder}: on this machine the outputs of the golden rows differ by {difference:.2g} from those that "
                 "were saved. Do not trust its predictions here."
             )
+
+
+@torch.inference_mode()
+def answers_of(
+    members: Sequence[Predictor], sequences: Sequence[str], *, hide: bool, tokens_per_batch: int, watch: Watcher
+) -> Float[Tensor, "members points outputs"]:
+    """What the heads of predictors that share an encoder give for clean sequences, each of which passes it once."""
+    first = members[0]
+    rows: list[list[Tensor]] = [[torch.empty(0)] * len(sequences) for _ in members]
+    lengths = [len(sequence) for sequence in sequences]
+    done = 0
+    with ExitStack() as stack:
+        for member in members:
+            stack.enter_context(evaluating(member))
+        for batch in by_length(range(len(sequences)), lengths, Budget(tokens=tokens_per_batch)):
+            tokens = Tokens.of([sequences[i] for i in batch], torch.tensor(batch)).to(first.device)
+            tokens = masked(tokens, first.masks)[0] if hide and first.masks else tokens
+            seen, counts = first.seen(tokens), first.points([sequences[i] for i in batch])
+            for member, column in zip(members, rows, strict=True):
+                for index, answer in zip(batch, member.head(seen).float().cpu().split(counts), strict=True):
+                    column[index] = answer
+            done += len(batch)
+            watch(Progress("predicting", done, len(sequences), "sequences"))
+    return torch.stack([concatenated(column, first.task.num_outputs) for column in rows])
 
 
 def find_encoder(name: str, *, lm_head: bool = False) -> tuple[ESM2, Source, frozenset[str]]:

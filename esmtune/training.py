@@ -148,12 +148,14 @@ def _ready(
 ) -> tuple[nn.Module, Any]:  # fmt: skip
     """Standardize what the head sees by what the training records look like before anything moves; solve, set up."""
     head: Any = predictor.head  # `solve` is of those alone that are solved
-    if head.standardizes:
+    is_new = begin is None and not predictor.is_standardized
+    drifts = not inputs.is_frozen and not head.sees_residues
+    if head.standardizes and (is_new or drifts):
         sample = train if inputs.is_kept or head.is_solved else _sample(train, config.seed)
         seen = inputs.pooled(sample, "measuring")
-        if begin is None and not predictor.is_standardized:
+        if is_new:
             head.fit(seen)
-        if not inputs.is_frozen and not head.sees_residues:
+        if drifts:
             predictor.reference = _reference(inputs, sample, seen)
     if head.is_solved:
         if not inputs.is_kept:
