@@ -10,11 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from esmtune.applying import embed, evaluate, load, merge, predict
     from esmtune.encoders import load_encoder, save_huggingface
     from esmtune.ensembles import Ensemble
+    from esmtune.fitting import train
     from esmtune.predictor import Predictor
     from esmtune.runs import Run
-    from esmtune.verbs import embed, evaluate, load, merge, predict, train
 
 __version__ = "0.2.0"
 __all__ = [
@@ -38,10 +39,11 @@ _ROOMS = {
     "Ensemble": "ensembles",
     "Predictor": "predictor",
     "Run": "runs",
+    "train": "fitting",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'esmtune' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"esmtune.{_ROOMS.get(name, 'verbs')}"), name)
+    return getattr(importlib.import_module(f"esmtune.{_ROOMS.get(name, 'applying')}"), name)

@@ -89,13 +89,13 @@ def train(
 
     DATA is CSV, TSV, Parquet, JSON lines or FASTA. --config RUN/run.toml takes options from a file.
     """
-    from esmtune import verbs
+    import esmtune
 
     usual = Path("runs") / Path(data).name.split(".")[0]
     folder = out or (_stopped(usual) if resume else None) or _free(usual)
     options = {name: getattr(config, name) for name in config.__dataclass_fields__}
     with Bars() as bars:
-        done = verbs.train(data, out=folder, overwrite=overwrite, resume=resume, watch=bars, **options)
+        done = esmtune.train(data, out=folder, overwrite=overwrite, resume=resume, watch=bars, **options)
     for split in ("valid", "test"):
         if split in done.metrics:
             _print_scores(
@@ -130,10 +130,10 @@ def evaluate(
     tokens_per_batch: Budget = TOKENS_PER_BATCH,
 ) -> None:
     """Score a predictor on labeled rows, beside a baseline."""
-    from esmtune import verbs
+    import esmtune
 
     with Bars() as bars:
-        result = verbs.evaluate(
+        result = esmtune.evaluate(
             run, data, out=out, overwrite=overwrite, target=target, sequence=sequence, id=id, split=split,
             mask=mask, subset=subset, skip_bad_rows=skip_bad_rows, encoder=encoder, accelerator=accelerator,
             tokens_per_batch=tokens_per_batch, watch=bars,
@@ -158,10 +158,10 @@ def predict(
     tokens_per_batch: Budget = TOKENS_PER_BATCH,
 ) -> None:
     """Predict every row of a table; all rows and columns come back, in order."""
-    from esmtune import verbs
+    import esmtune
 
     with Bars() as bars:
-        frame = verbs.predict(
+        frame = esmtune.predict(
             run, data, out=out, overwrite=overwrite, sequence=sequence, probabilities=probabilities,
             encoder=encoder, verify=verify, accelerator=accelerator, tokens_per_batch=tokens_per_batch, watch=bars,
         )  # fmt: skip
@@ -195,10 +195,10 @@ def embed(
     tokens_per_batch: Budget = TOKENS_PER_BATCH,
 ) -> None:
     """Embed sequences with an encoder, or with the encoder of a run."""
-    from esmtune import verbs
+    import esmtune
 
     with Bars() as bars:
-        embeddings = verbs.embed(
+        embeddings = esmtune.embed(
             encoder, data, out=out, overwrite=overwrite, layers=layers, pool=pool, precision=precision, dtype=dtype,
             sequence=sequence, id=id, max_length=max_length, skip_bad_rows=skip_bad_rows, accelerator=accelerator,
             tokens_per_batch=tokens_per_batch, watch=bars,
@@ -216,9 +216,9 @@ def merge(
     self_contained: Annotated[bool, Parameter(help="Save the whole encoder, so that it needs no other file.")] = False,
 ) -> None:
     """Work the adapters of a run (LoRA and its kin) into the encoder's weights; predictions stay the same."""
-    from esmtune import verbs
+    import esmtune
 
-    verbs.merge(run, out=out, overwrite=overwrite, encoder=encoder, self_contained=self_contained)
+    esmtune.merge(run, out=out, overwrite=overwrite, encoder=encoder, self_contained=self_contained)
     results.print(f"Predictor: {out}", soft_wrap=True)
 
 

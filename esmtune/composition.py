@@ -13,7 +13,8 @@ from esmtune.esm2 import ESM2, LMHead
 from esmtune.events import Notice, Watcher, silent
 from esmtune.heads import head
 from esmtune.losses import class_loss, loss, ranking
-from esmtune.predictor import Predictor, Spec, find_encoder
+from esmtune.predicting import Spec
+from esmtune.predictor import Predictor, find_encoder
 from esmtune.records import Dataset, Label
 from esmtune.tasks import Multitask, Task, task
 from esmtune.tuning import automatic, tuning

@@ -10,18 +10,12 @@ from esmtune.config import TrainConfig
 from esmtune.datasets import Columns, find_columns, read_rows
 from esmtune.inference import Told, infer_targets
 from esmtune.labels import READS, Reads
+from esmtune.partition import folds_for, missing_splits, with_splits
 from esmtune.readers import read
-from esmtune.records import BadRowsError, Dataset, Form, Problem, Record, Row, Split, Table, Target
+from esmtune.records import BadRowsError, Dataset, Form, Problem, Row, Split, Table, Target
 from esmtune.replicates import weighted, with_replicates
-from esmtune.splits import split_at_random
 from esmtune.targets import Column, Known, check_labels, is_per_residue, names_of, read_labels, strange, with_labels
 
-RELATED = (
-    "The split is random: related sequences can stand on both sides of it, and then the scores are higher than they "
-    "will be for proteins unlike these."
-)
-FOLDS = 5
-FEW = 10  # sequences: with less for validation it goes by folds, unless there are less in all
 LANGUAGE = (Target(name="sequence", kind="mlm", form="letters"),)
 
 
@@ -53,10 +47,10 @@ def curate_training(data: Any, config: TrainConfig) -> Curated:
     problems += labeled.problems
     notices = [*told.notices, *(text for found in read_parts for text in found.notices), *labeled.notices]
     known, more = with_labels(labeled.records, targets)
-    missing = _missing_splits(tables, columns[0], config, known)
-    folds = _folds(config, kind, missing, known)
+    missing = missing_splits(tables, columns[0], config, known)
+    folds = folds_for(config, kind, missing, known)
     stratify = len(targets) == 1 and targets[0].form == "one" and reads[targets[0].kind] == "name"
-    known, split = _with_splits(known, config, stratify=stratify, missing=missing, folds=folds)
+    known, split = with_splits(known, config, stratify=stratify, missing=missing, folds=folds)
     known, replicates = with_replicates(known, targets, reads, config.replicates)
     try:
         known, strangers, warnings = check_labels(known, targets, reads)
@@ -181,24 +175,6 @@ def _told(
     return told
 
 
-def _folds(config: TrainConfig, kind: str | None, missing: set[Split], records: Sequence[Record]) -> int:
-    """How many folds the training records are split into for validation; 1 if rows are set aside for it instead.
-
-    Raises:
-        ValueError: for folds that were asked for and cannot be made.
-    """
-    count = len({r.sequence for r in records if r.split in (None, "train")})
-    train = count - round(count * config.test_fraction) if "test" in missing else count
-    if config.folds is None:
-        few = config.valid_fraction > 0 and round(count * config.valid_fraction) < FEW <= train
-        return FOLDS if few and "valid" in missing and config.seeds == 1 and kind != "mlm" else 1
-    if config.folds > 1 and "valid" not in missing:
-        raise ValueError("folds take the training rows in turn for validation, but the data say which rows are for it.")
-    if config.folds > max(train, 1):
-        raise ValueError(f"folds is {config.folds}, but there are only {train:,} training sequences to split.")
-    return config.folds
-
-
 def _read_tables(data: Any, config: TrainConfig) -> tuple[list[Table], list[Split | None]]:
     """The table, and those of validation and test if they are files of their own, with the split of each."""
     tables = [read(data)]
@@ -246,46 +222,6 @@ def _columns_of(
         )  # fmt: skip
         others.append(replace(found, split=None, validation=None))
     return [first, *others]
-
-
-def _missing_splits(tables: list[Table], columns: Columns, config: TrainConfig, records: list[Record]) -> set[Split]:
-    """Which splits must be made: what the data say always wins."""
-    if columns.split:
-        return set() if any(r.split == "valid" for r in records) else {"valid"}
-    if len(tables) > 1:
-        return {"valid"} if not config.valid else set()
-    return {"valid", "test"}
-
-
-def _with_splits(
-    records: list[Record], config: TrainConfig, *, stratify: bool, missing: set[Split], folds: int
-) -> tuple[list[Record], list[str]]:
-    """Set aside validation and test records at random, where the data do not say which they are."""
-    records, notices = list(records), []
-    free = [place for place, r in enumerate(records) if r.split in (None, "train")] if missing else []
-    drawn = split_at_random(
-        [records[place] for place in free],
-        valid=config.valid_fraction if "valid" in missing and folds == 1 else 0.0,
-        test=config.test_fraction if "test" in missing else 0.0,
-        stratify=stratify,
-        seed=config.seed,
-    )
-    for place, record in zip(free, drawn, strict=True):
-        records[place] = record
-    counts = {split: sum(r.split == split for r in records) for split in ("train", "valid", "test")}
-    sizes = ", ".join(f"{n:,} {split}" for split, n in counts.items())
-    names = [split for split in ("valid", "test") if any(r.split == split for r in drawn)]
-    names += [f"{folds} folds of train for validation"] if folds > 1 else []
-    if names:
-        how = "at random, each class alike" if stratify else "at random"
-        notices.append(f"Split: {sizes} ({' and '.join(names)} drawn {how}, seed {config.seed}). {RELATED}")
-    else:
-        notices.append(f"Split: {sizes}.")
-    if not counts["valid"] and folds == 1:
-        notices.append("There are no validation rows: the weights after the last step are kept.")
-    if not counts["test"]:
-        notices.append("There are no test rows: nothing says how good the predictor is on data it has not seen.")
-    return records, notices
 
 
 def _in_order(problems: Sequence[Problem], tables: Sequence[Table]) -> list[Problem]:

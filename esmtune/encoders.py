@@ -20,10 +20,9 @@ from torch import Tensor
 from esmtune.alphabet import SYMBOLS
 from esmtune.attention import rotary_frequencies
 from esmtune.checkpoints import checkpoint_format, digest, read_safetensors
-from esmtune.esm2 import ESM2, OFFICIAL, ESM2Config
+from esmtune.esm2 import ESM2, OFFICIAL, RANDOM, ESM2Config
+from esmtune.hub import from_hub, read_json, weight_files
 from esmtune.registry import nearest
-
-RANDOM = "random:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +62,9 @@ def load_encoder(name: str | os.PathLike[str]) -> tuple[ESM2, Source]:
         return _from_folder(path, str(path.resolve()))
     short = name.removeprefix("facebook/")
     if short in OFFICIAL:
-        return _from_folder(_from_hub(f"facebook/{short}"), short)
+        return _from_folder(from_hub(f"facebook/{short}"), short)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _from_folder(_from_hub(name), name)
+        return _from_folder(from_hub(name), name)
     raise ValueError(
         f"there is no encoder {name!r}: it is no file, no folder and no name of an ESM-2.{nearest(short, OFFICIAL)} "
         f"The official ones are {', '.join(OFFICIAL)}; write {RANDOM}NAME for random weights."
@@ -129,14 +128,14 @@ def _from_folder(folder: Path, name: str) -> tuple[ESM2, Source]:
         raise ValueError(f"{folder} is a predictor of esmtune, not an encoder.")
     if not config_file.is_file():
         raise ValueError(f"{folder} holds no config.json, so it is no Hugging Face folder of an ESM-2.")
-    config = _read_json(config_file)
+    config = read_json(config_file)
     for key, value in _COMPUTES.items():
         got = config.get(key)
         got = _ABSENT.get(key, value) if got is None else got
         if got != value:
             raise ValueError(f"{config_file}: {key} is {got!r}, but an ESM-2 has {value!r}: another model.")
     theirs: dict[str, Tensor] = {}
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         part = read_safetensors(file)
         if theirs.keys() & part.keys():
             raise ValueError(f"{file} holds {min(theirs.keys() & part.keys())!r}, which another file holds too.")
@@ -145,61 +144,6 @@ def _from_folder(folder: Path, name: str) -> tuple[ESM2, Source]:
     if num_heads is not None and not isinstance(num_heads, int):
         raise ValueError(f"{config_file}: num_attention_heads should be a whole number, got {num_heads!r}.")
     return _assemble(theirs, name, _license_of(name, config), num_heads=num_heads)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The whole weights, or the shards of them, in the order in which transformers looks for them."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if not single.is_file() and index.is_file():
-        names = _read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not names:
-            raise ValueError(f"{index} names no files.")
-        for name in names.values():
-            if not isinstance(name, str) or name != os.path.basename(name) or not (folder / name).is_file():
-                raise ValueError(f"{index} names {name!r}, which is not in {folder}. The download is incomplete.")
-        return [folder / name for name in sorted(set(names.values()))]
-    if not single.is_file():
-        pickles = ", ".join(sorted(p.name for p in folder.glob("*.bin")))
-        hint = f" To read the pickle, name it itself: --encoder {folder / pickles.split(', ')[0]}." if pickles else ""
-        raise ValueError(f"{folder} holds no model.safetensors.{hint}")
-    return [single]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}).") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object.")
-    return content
-
-
-def _from_hub(repository: str) -> Path:
-    """The folder of a model in Hugging Face's cache, downloaded if it is not there yet."""
-    from huggingface_hub import snapshot_download  # a quarter of a second that only this needs
-
-    patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
-    try:
-        folder = Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
-        _weight_files(folder)
-        return folder
-    except (OSError, ValueError):  # not in the cache, or not whole
-        pass
-    try:
-        folder = Path(snapshot_download(repository, allow_patterns=patterns))
-        _weight_files(folder)  # without a network, the hub hands out what is in the cache, whole or not
-        return folder
-    except Exception as error:  # the hub's errors have no common ancestor but Exception
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        short = repository.removeprefix("facebook/")
-        hint = f" For random weights, write {RANDOM}{short}." if short in OFFICIAL else nearest(short, OFFICIAL)
-        raise ValueError(
-            f"the encoder {repository!r} cannot be had.{hint} Tried: a file or folder of that name; Hugging Face's "
-            f"cache; downloading it from Hugging Face ({type(error).__name__}: {reason}). To get it offline, run "
-            f"`hf download {repository} --include config.json --include 'model*.safetensors*' --local-dir FOLDER` "
-            "where there is a network, copy FOLDER here, and write its path instead of the name."
-        ) from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from esmtune.config import TOKENS_PER_BATCH
 from esmtune.events import Watcher, silent
+from esmtune.folders import FORMAT_VERSION, predictor_folder, read_predictor_json
 from esmtune.predicting import Predicting
-from esmtune.predictor import FORMAT_VERSION, Predictor, answers_of, predictor_folder, read_predictor_json
+from esmtune.predictor import Predictor, answers_of
 from esmtune.records import Level
 from esmtune.writers import whole_folder
 

@@ -51,6 +51,7 @@ OFFICIAL = {
     "esm2_t36_3B_UR50D": ESM2Config(num_layers=36, embed_dim=2560, num_heads=40),
     "esm2_t48_15B_UR50D": ESM2Config(num_layers=48, embed_dim=5120, num_heads=40),
 }
+RANDOM = "random:"  # before one of these names: that size, its weights drawn at random
 
 
 @dataclass(frozen=True)

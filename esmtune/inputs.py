@@ -11,11 +11,12 @@ from torch import Tensor
 
 from esmtune.batching import SPECIALS, Budget, by_length
 from esmtune.config import TrainConfig
+from esmtune.devices import evaluating
 from esmtune.esm2 import Tokens
 from esmtune.events import Notice, Progress, Watcher
 from esmtune.masking import masked
 from esmtune.pooling import Pooled
-from esmtune.predictor import Predictor, evaluating
+from esmtune.predictor import Predictor
 from esmtune.records import Record
 
 SHARE_OF_MEMORY = 0.4  # of what the machine has, which the features of a frozen encoder may take

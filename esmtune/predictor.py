@@ -3,8 +3,8 @@
 import copy
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,34 +14,36 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from esmtune import adapters
-from esmtune.adapters import adapter_weights, is_adapted, load_adapter, merge, save_adapter
+from esmtune.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
+from esmtune.adapter_files import load_adapter, save_adapter
+from esmtune.adapters import adapter_weights, is_adapted, merge
 from esmtune.batching import Budget, by_length
-from esmtune.checkpoints import file_digest, read_safetensors
-from esmtune.config import TOKENS_PER_BATCH, Accelerator
+from esmtune.checkpoints import file_digest
+from esmtune.config import TOKENS_PER_BATCH
+from esmtune.devices import evaluating
 from esmtune.encoders import Source, encoder_digest, load_encoder
-from esmtune.esm2 import ESM2, ESM2Config, LMHead, Representation, Tokens
+from esmtune.esm2 import ESM2, LMHead, Representation, Tokens
 from esmtune.events import Progress, Watcher, silent
+from esmtune.folders import (
+    ADAPTER,
+    FORMAT_VERSION,
+    GOLDEN,
+    GOLDEN_TOLERANCE,
+    WEIGHTS,
+    check_digest,
+    listed,
+    parsed,
+    predictor_folder,
+    read_predictor_json,
+    saved_weights,
+)
 from esmtune.heads import Head, LanguageModel, head
 from esmtune.masking import Masking, masked
 from esmtune.pooling import Pooled
 from esmtune.predicting import Predicting, Spec, concatenated
-from esmtune.records import Level, Target
+from esmtune.records import Level
 from esmtune.tasks import MLM, Task, task
 from esmtune.writers import whole_folder
-
-FORMAT_VERSION = 2
-WEIGHTS = "weights.safetensors"
-ADAPTER = "adapter"
-
-# What every saved predictor is asked, so that it can be checked on another machine: public
-# sequences (ubiquitin, protein G's B1 domain, melittin), because a user's own may be secret.
-GOLDEN = (
-    "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTLHLVLRLRGG",
-    "MTYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE",
-    "GIGAVLKVLTTGLPALISWIKRKRQQ",
-)
-GOLDEN_TOLERANCE = 1e-3  # of the largest output; float32 differs by about 1e-5 between processors
 
 
 class Predictor(nn.Module, Predicting):
@@ -143,14 +145,14 @@ class Predictor(nn.Module, Predicting):
             digests = {"sha256": file_digest(temporary / WEIGHTS)}
             if is_adapted(self.encoder):
                 save_adapter(self.encoder, temporary / ADAPTER, base=self.spec.encoder.name)
-                digests["adapter_sha256"] = file_digest(temporary / ADAPTER / adapters.WEIGHTS)
+                digests["adapter_sha256"] = file_digest(temporary / ADAPTER / ADAPTER_WEIGHTS)
             source = asdict(self.spec.encoder) | asdict(self.spec.shape)
             content = {
                 "format_version": FORMAT_VERSION,
                 **asdict(self.spec),
                 "encoder": {k: v for k, v in source.items() if k != "left_out"},
                 "weights": digests,
-                "golden": [{"sequence": s, "outputs": _rows(o)} for s, o in zip(GOLDEN, golden, strict=True)],
+                "golden": [{"sequence": s, "outputs": listed(o)} for s, o in zip(GOLDEN, golden, strict=True)],
             }
             del content["shape"]
             text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
@@ -175,8 +177,8 @@ class Predictor(nn.Module, Predicting):
                 f"{folder} is an ensemble of {len(content['members'])}: take one, {folder / 'members' / '0'}."
             )
         try:
-            spec, digests, golden = _parse(content)
-            moved, weights = _saved_weights(folder, digests["sha256"])
+            spec, digests, golden = parsed(content)
+            moved, weights = saved_weights(folder, digests["sha256"])
             with torch.random.fork_rng(devices=[]):  # a head is drawn before it is loaded
                 predictor = cls(spec, _encoder_for(spec, moved, encoder, folder), moved)
         except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
@@ -187,7 +189,7 @@ class Predictor(nn.Module, Predicting):
                 raise ValueError(f"{folder / WEIGHTS}: weight {name!r} is missing, unknown or of the wrong shape.")
         predictor.load_state_dict(weights, strict=False)
         if "adapter_sha256" in digests:
-            _check_digest(folder / ADAPTER / adapters.WEIGHTS, digests["adapter_sha256"])
+            check_digest(folder / ADAPTER / ADAPTER_WEIGHTS, digests["adapter_sha256"])
             load_adapter(predictor.encoder, folder / ADAPTER)
         predictor.eval()
         if verify:
@@ -288,57 +290,6 @@ def adapted_names(encoder: ESM2) -> frozenset[str]:
     return frozenset(name.replace(mark, ".") for name in encoder.state_dict() if mark in name)
 
 
-def predictor_folder(path: str | os.PathLike[str]) -> Path | None:
-    """The folder with `predictor.json`, given it or the run around it."""
-    folders = [Path(path), Path(path) / "predictor"]
-    return next((folder for folder in folders if (folder / "predictor.json").is_file()), None)
-
-
-def choose_device(accelerator: Accelerator) -> str:
-    """The kind of device to compute on. MPS is never chosen unasked: some of its kernels are wrong without a word.
-
-    Raises:
-        ValueError: for a device that this machine does not have.
-    """
-    if accelerator == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(accelerator, False):
-        raise ValueError(
-            f"there is no accelerator {accelerator!r} here. "
-            f"There are: auto, {', '.join(name for name, is_there in there.items() if is_there)}."
-        )
-    return accelerator
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode for a while."""
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)
-
-
-def _saved_weights(folder: Path, sha256: str) -> tuple[frozenset[str], dict[str, Tensor]]:
-    """The weights of a folder, and which of them are the encoder's."""
-    _check_digest(folder / WEIGHTS, sha256)
-    weights = read_safetensors(folder / WEIGHTS)
-    return frozenset(n.removeprefix("encoder.") for n in weights if n.startswith("encoder.")), weights
-
-
-def _check_digest(file: Path, sha256: str) -> None:
-    if file_digest(file) != sha256:
-        raise ValueError(f"{file} is not the file that was saved (its checksum differs). Copy the run anew.")
-
-
-def _rows(outputs: Tensor) -> list[Any]:
-    """Outputs as JSON has them: of a sequence its row, of residues a row each."""
-    return outputs[0].tolist() if len(outputs) == 1 else outputs.tolist()
-
-
 def _encoder_for(spec: Spec, moved: frozenset[str], asked: str | None, folder: Path) -> ESM2:
     with torch.device("meta"):  # only the names are wanted: drawing weights to throw away takes longer than loading
         empty = ESM2(spec.shape)
@@ -360,42 +311,3 @@ def _encoder_for(spec: Spec, moved: frozenset[str], asked: str | None, folder: P
             f"but {name} holds other weights. Say where the right ones are: --encoder PATH."
         )
     return encoder
-
-
-def read_predictor_json(path: Path) -> dict[str, Any]:
-    """What stands in a `predictor.json`.
-
-    Raises:
-        ValueError: if it cannot be read, is none, or is of a later version.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}).") from None
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if not isinstance(version, int):
-        raise ValueError(f"{path} is no predictor: it has no format_version.")
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} was written in format {version}; this esmtune reads up to {FORMAT_VERSION}. Upgrade it."
-        )
-    return content
-
-
-def _parse(content: dict[str, Any]) -> tuple[Spec, dict[str, str], list[Mapping[str, Any]]]:
-    source = dict(content["encoder"])
-    shape = ESM2Config(**{key: source.pop(key) for key in ("num_layers", "embed_dim", "num_heads")})
-    if content["format_version"] == 1:  # one target a sequence, read from the last layer
-        target = {"name": content["target"], "kind": content["task"]["name"], "form": "one"}
-        content = {**content, "targets": [target], "layers": [shape.num_layers], "mix": False}
-        if content["head"]["name"] == "mlp":
-            content["head"] = {"depth": 1, **content["head"]}
-    names = ("tuning", "mix", "head", "task", "max_length", "trained_on")
-    spec = Spec(
-        encoder=Source(**source),
-        shape=shape,
-        layers=tuple(content["layers"]),
-        targets=tuple(Target(**target) for target in content["targets"]),
-        **{name: content[name] for name in names},
-    )
-    return spec, dict(content["weights"]), content["golden"]

@@ -20,9 +20,9 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from esmtune.config import TrainConfig
+from esmtune.devices import choose_device
 from esmtune.events import Notice, Progress, Terminated, Watcher
 from esmtune.journal import Entry, read_entry, write_entry
-from esmtune.predictor import choose_device
 
 PATIENCE_SECONDS = 30  # that processes have to save and end when they are asked to
 

@@ -1,31 +1,28 @@
 """The training loop, one function read from top to bottom, and what it needs around it."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
-from esmtune.batching import shuffled
 from esmtune.config import TrainConfig
-from esmtune.esm2 import Tokens
 from esmtune.events import Notice, Progress, Terminated, Watcher
-from esmtune.gradients import Network, backward, nothing
+from esmtune.gradients import backward, nothing
 from esmtune.inputs import Features, Inputs, sum_over_processes
 from esmtune.journal import Journal
 from esmtune.masking import guessed
-from esmtune.metrics import LOWER_IS_BETTER, Scores
-from esmtune.optimization import Schedule, dropout_seed, moved_average, parameter_groups
-from esmtune.pooling import Pooled
-from esmtune.predictor import Predictor, evaluating
+from esmtune.optimization import Schedule, dropout_seed, moved_average
+from esmtune.predictor import Predictor
+from esmtune.preparation import centered, set_up
 from esmtune.records import Dataset, Label
+from esmtune.selection import best_so_far, better, choosing_metric, numbers_of
 from esmtune.standing import Fitted, Standing, entry_of, moving, restore
-from esmtune.tasks import Task, Total
+from esmtune.tasks import Total
 
-STATISTICS_SAMPLE = 1024  # sequences that tell mean and spread of the features, where the encoder moves
 SHOWN_IDS = 8
 
 
@@ -62,8 +59,8 @@ def train_once(
     inputs.prepare([*train, *valid], "embedding")
     shown = guessed(labels, inputs.sequences, predictor.masks)
     of_valid = [shown[i] for i in inputs.rows(valid).tolist()]
-    metric = _metric(config, task, of_valid, watch)
-    model, optimizer = _ready(fabric, config, predictor, inputs, train, targets, weights, begin)
+    metric = choosing_metric(config, task, of_valid, watch)
+    model, optimizer = set_up(fabric, config, predictor, inputs, train, targets, weights, begin)
     schedule = Schedule(config, 0 if predictor.head.is_solved else len(train))
     now = Standing(
         weights=moving(predictor), average=moving(predictor) if config.ema else {}, running=nothing(fabric),
@@ -101,8 +98,8 @@ def train_once(
                 now.step, now.is_due = step, is_last_of_epoch
                 if fabric.is_global_zero and journal.is_due:
                     journal.save(name, entry_of(now, predictor, optimizer))
-                best_so_far = _best_so_far(now.best, metric)
-                watch(Progress("training", step, schedule.total, "steps", f"epoch {epoch}{best_so_far}"))
+                note = f"epoch {epoch}{best_so_far(now.best, metric)}"
+                watch(Progress("training", step, schedule.total, "steps", note))
             if now.is_due:
                 rate = optimizer.param_groups[0]["peak"] * schedule.factor(step)
                 entry = {"step": step, "epoch": epoch, "train_loss": _mean(fabric, now.running), "learning_rate": rate}
@@ -110,7 +107,7 @@ def train_once(
                     diverged = {"step": step, "epoch": epoch, "ids": [records[i].id for i in lost]}
                     break
                 now.running, now.is_due = nothing(fabric), False
-                fabric.log_dict(_flat(now.history[-1]), step)
+                fabric.log_dict(numbers_of(now.history[-1]), step)
                 if valid and config.patience and now.since_best >= config.patience:
                     now.is_over = True
                     watch(Notice(f"Stopped after epoch {epoch}: {metric} on validation did not get better for "
@@ -118,13 +115,12 @@ def train_once(
         if now.is_due:  # a head that was solved in one go
             _evaluate({"step": 0, "epoch": 0}, now, inputs, valid, targets, weights, of_valid, metric)
             now.is_due = False
-        with _averaged(predictor, now.average), centered(predictor):
+        with _wearing(predictor, now.average), centered(predictor):
             last = moving(predictor)
-        predictor.reference = None
-        predictor.load_state_dict(now.weights, strict=False)
-        outputs = inputs.outputs([*train, *valid], "predicting")
-        if test:  # read here for the first time
-            outputs = torch.cat((outputs, inputs.outputs(test, "testing")))
+        with _wearing(predictor, now.weights):  # no longer than this, for a run may be stopped here and go on
+            outputs = inputs.outputs([*train, *valid], "predicting")
+            if test:  # read here for the first time
+                outputs = torch.cat((outputs, inputs.outputs(test, "testing")))
     except Terminated:
         if fabric.is_global_zero:
             journal.save(name, entry_of(now, predictor, optimizer))
@@ -142,32 +138,6 @@ def train_once(
     )  # fmt: skip
 
 
-def _ready(
-    fabric: Fabric, config: TrainConfig, predictor: Predictor, inputs: Inputs, train: list[int], targets: Tensor,
-    weights: Tensor, begin: Fitted | None,
-) -> tuple[nn.Module, Any]:  # fmt: skip
-    """Standardize what the head sees by what the training records look like before anything moves; solve, set up."""
-    head: Any = predictor.head  # `solve` is of those alone that are solved
-    is_new = begin is None and not predictor.is_standardized
-    drifts = not inputs.is_frozen and not head.sees_residues
-    if head.standardizes and (is_new or drifts):
-        sample = train if inputs.is_kept or head.is_solved else _sample(train, config.seed)
-        seen = inputs.pooled(sample, "measuring")
-        if is_new:
-            head.fit(seen)
-        if drifts:
-            predictor.reference = _reference(inputs, sample, seen)
-    if head.is_solved:
-        if not inputs.is_kept:
-            raise ValueError("head 'ridge' is solved in one go, on a frozen encoder: take --tuning frozen.")
-        rows = inputs.rows(train).to(fabric.device)
-        task = predictor.task
-        seen = inputs(train)
-        head.solve(seen, lambda outputs, of: task.loss(outputs, targets[rows[of]], weights[rows[of]]), config.seed)
-    optimizer = torch.optim.AdamW(parameter_groups(predictor, config))
-    return fabric.setup(Network(predictor), optimizer)
-
-
 def _evaluate(
     entry: dict[str, Any], now: Standing, inputs: Inputs, valid: list[int], targets: Tensor, weights: Tensor,
     labels: list[Label], metric: str,
@@ -177,7 +147,7 @@ def _evaluate(
     Returns the records whose outputs are not finite; if there are any, nothing is kept.
     """
     predictor = inputs.predictor
-    with _averaged(predictor, now.average), centered(predictor):
+    with _wearing(predictor, now.average), centered(predictor):
         if valid:
             outputs = inputs.outputs(valid, "validating")
             counts = [inputs.points[i] for i in valid]
@@ -189,44 +159,18 @@ def _evaluate(
             entry["valid_loss"] = predictor.task.loss(outputs, wanted, weights[rows].cpu()).mean.item()
             entry["valid"] = predictor.task.scores(outputs, labels)
         now.history.append(entry)
-        if not now.best or not valid or _better(entry, now.best, metric):
+        if not now.best or not valid or better(entry, now.best, metric):
             now.best, now.weights, now.since_best = entry, moving(predictor), 0
         else:
             now.since_best += 1
     return []
 
 
-def _reference(inputs: Inputs, sample: list[int], seen: Pooled) -> tuple[Tokens, Tensor]:
-    """The training sequence that is nearest to their mean, and what the pool makes of it before anything moves."""
-    predictor, device = inputs.predictor, inputs.fabric.device
-    features = predictor.head.standardize(seen.features)
-    nearest = sample[int((features - features.mean(0)).square().sum(1).argmin())]
-    tokens = Tokens.of([inputs.sequences[nearest]]).to(device)
-    with torch.no_grad(), evaluating(predictor):
-        return tokens, predictor.pooled(tokens).features.mean(0)
-
-
 @contextmanager
-def centered(predictor: Predictor) -> Iterator[None]:
-    """Let the center that the head subtracts follow what all sequences drifted by, for a while."""
-    if predictor.reference is None:
-        yield
-        return
-    center = predictor.head.standardize.center
-    before = center.clone()
-    with torch.no_grad(), evaluating(predictor):
-        center += predictor.drift()
-    try:
-        yield
-    finally:
-        center.copy_(before)
-
-
-@contextmanager
-def _averaged(predictor: Predictor, average: dict[str, Tensor]) -> Iterator[None]:
-    """Put the averaged weights in place for a while."""
-    before = moving(predictor) if average else {}
-    predictor.load_state_dict(average, strict=False)
+def _wearing(predictor: Predictor, weights: dict[str, Tensor]) -> Iterator[None]:
+    """Put other weights in place for a while; of none, none."""
+    before = moving(predictor) if weights else {}
+    predictor.load_state_dict(weights, strict=False)
     try:
         yield
     finally:
@@ -242,33 +186,6 @@ def _interruptible(watch: Watcher, stop: threading.Event) -> Watcher:
             raise Terminated
 
     return hear
-
-
-def _metric(config: TrainConfig, fitted: Task, labels: Sequence[Label], watch: Watcher) -> str:
-    """What chooses the best weights: the task's metric, unless the validation labels cannot define it."""
-    wanted = config.metric or fitted.metric
-    known = [x for x in labels if x is not None]
-    possible = fitted.scores(fitted.baseline(len(labels)), labels)
-    if wanted not in ("loss", *possible):
-        raise ValueError(f"there is no metric {wanted!r} for {fitted.name}. There are: loss, {', '.join(possible)}.")
-    of_classes = wanted in ("auroc", "auprc") and possible[wanted] is None  # a class has no validation row
-    if wanted != "loss" and labels and (len(set(known)) < 2 or of_classes):
-        watch(Notice(f"{wanted} is not defined on the labels of the validation rows: the loss chooses instead."))
-        return "loss"
-    return wanted
-
-
-def _better(entry: dict[str, Any], best: dict[str, Any], metric: str) -> bool:
-    if metric == "loss":
-        return entry["valid_loss"] < best["valid_loss"]
-    new, old = entry["valid"][metric], best["valid"][metric]
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    return new is not None and (old is None or sign * new > sign * old)
-
-
-def _best_so_far(best: dict[str, Any], metric: str) -> str:
-    value = best.get("valid_loss") if metric == "loss" else best.get("valid", {}).get(metric)
-    return "" if value is None else f", best {metric} {value:.3f}"
 
 
 def _finite(fabric: Fabric, loss: Tensor, norm: Any) -> bool:
@@ -291,14 +208,3 @@ def _mean(fabric: Fabric, part: Total) -> float:
     both = torch.stack((part.sum.double(), torch.tensor(float(part.count), device=part.sum.device, dtype=torch.double)))
     total = sum_over_processes(fabric, both)
     return (total[0] / total[1]).item()
-
-
-def _sample(indices: list[int], seed: int) -> list[int]:
-    order = next(shuffled(len(indices), len(indices), seed=seed, epoch=0))
-    return [indices[i] for i in order[:STATISTICS_SAMPLE]]
-
-
-def _flat(entry: dict[str, Any]) -> dict[str, Any]:
-    scores: Scores = entry.get("valid", {})
-    numbers = {k: v for k, v in entry.items() if isinstance(v, int | float)}
-    return numbers | {f"valid_{name}": value for name, value in scores.items() if value is not None}

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from esmtune.adapters import adapter_weights, inject, is_adapted, linear_maps, load_adapter, merge, save_adapter
+from esmtune.adapter_files import load_adapter, save_adapter
+from esmtune.adapters import adapter_weights, inject, is_adapted, linear_maps, merge
 from esmtune.encoders import load_encoder
 from esmtune.esm2 import ESM2, ESM2Config, Tokens
 from esmtune.tuning import tuning

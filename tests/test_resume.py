@@ -35,10 +35,11 @@ DEATHS = {
     "in an evaluation": (FULL, "esmtune.training._evaluate", 2, "before"),
     "after an evaluation": (FULL, "esmtune.training._evaluate", 2, "after"),
     "in the last predictions": (FULL, "esmtune.standing.Fitted.entry", 1, "before"),
-    "while the run is written": (FULL, "esmtune.verbs.write_run", 1, "before"),
+    "while the run is written": (FULL, "esmtune.fitting.write_run", 1, "before"),
     "in the second stage": (STAGES, "torch.optim.AdamW.step", 8, "before"),
     "with dropout of adapters": (LORA, "torch.optim.AdamW.step", 5, "before"),
     "in the second seed": (SEEDS, "torch.optim.AdamW.step", 5, "before"),
+    "by SIGTERM in the last predictions": (FULL, "esmtune.inputs.Inputs.outputs", 4, "SIGTERM"),
     "by SIGTERM in a step": (FULL, "torch.optim.AdamW.step", 4, "SIGTERM"),
     "by SIGTERM in an evaluation": (FULL, "esmtune.training._evaluate", 2, "SIGTERM"),
 }
@@ -46,7 +47,7 @@ DEATHS = {
 # One process imports everything, and each death is a fork of it.
 SCRIPT = """
 import importlib, json, os, signal, sys
-import esmtune, esmtune.verbs, esmtune.training, esmtune.members, torch, peft
+import esmtune, esmtune.fitting, esmtune.training, esmtune.members, torch, peft
 from esmtune.events import Terminated
 
 def doomed(name, count, how):

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esmtune.config import TrainConfig
-from esmtune.curation import RELATED, curate_training
+from esmtune.curation import curate_training
+from esmtune.partition import RELATED
 from esmtune.records import BadRowsError, Marks, Record
 from esmtune.splits import folds_of, split_at_random
 

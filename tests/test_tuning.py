@@ -5,7 +5,8 @@ import inspect
 import pytest
 import torch
 
-from esmtune.adapters import adapter_weights, is_adapted, load_adapter, merge, save_adapter
+from esmtune.adapter_files import load_adapter, save_adapter
+from esmtune.adapters import adapter_weights, is_adapted, merge
 from esmtune.esm2 import ESM2, ESM2Config, Tokens
 from esmtune.tuning import EVERY_MAP, tuning
 from tests.conftest import TEN, tiny_encoder

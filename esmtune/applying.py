@@ -1,171 +1,23 @@
-"""Train, evaluate, predict, embed: paths or tables in, results and files out.
+"""Evaluate, predict, embed, merge, load: what is done with what was trained."""
 
-Data are read and checked before anything heavy is imported, so that a mistake in a table is
-answered at once, and before anything is written.
-"""
-
-import inspect
-import shutil
-import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
-from esmtune.config import TOKENS_PER_BATCH, Accelerator, Pooling, Precision, TrainConfig
-from esmtune.curation import Curated, curate_labeled, curate_training, refuse, skipped
+from esmtune.config import TOKENS_PER_BATCH, Accelerator, Pooling, Precision
+from esmtune.curation import curate_labeled, refuse, skipped
 from esmtune.datasets import find_columns, read_rows
 from esmtune.events import Notice, Watcher, silent
 from esmtune.readers import read
 from esmtune.records import Split, Table, Target
-from esmtune.registry import nearest
-from esmtune.runs import Run, metrics_of, predictions_of, readings, resolved, write_run
+from esmtune.runs import Run, readings
 from esmtune.writers import Embeddings, check_out, write_embeddings, write_json, write_table
 
 if TYPE_CHECKING:
     from esmtune.ensembles import Ensemble
-    from esmtune.members import Trained
     from esmtune.predictor import Predictor
-
-
-def train(
-    data: Any,
-    *,
-    out: str | Path | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    watch: Watcher = silent,
-    **options: Any,
-) -> Run:
-    """Fine-tune ESM-2 on a table of labeled sequences.
-
-    `data` is a path, a polars or pandas frame, or a list of (sequence, label) tuples; `out` is a
-    folder for the run, which is written whole at the end. The options are those of `TrainConfig`.
-    What an unfinished run needs to go on lies in `OUT.unfinished`; with `resume` it goes on.
-
-    >>> run = train([("MKTV", 0.1), ("GGSG", 0.9), ("MKTI", 0.2), ("GGAG", 1.1)] * 3,
-    ...             encoder="random:esm2_t6_8M_UR50D", epochs=1, valid_fraction=0, test_fraction=0)
-    >>> len(run.predictor.predict(["MKTL", "GGGG"]))
-    2
-
-    Raises:
-        BadRowsError: for rows that cannot be used, unless `skip_bad_rows`.
-        ValueError: for everything else that is wrong with data or options, before anything is written.
-    """
-    config = configured(options)
-    started = time.time()
-    path = Path(out) if out is not None else None
-    if resume and path is None:
-        raise ValueError("resume goes on with a run that has a folder, but no out is given.")
-    if path is not None:
-        check_out(path, overwrite=overwrite, kind="folder")
-    curated = curate_training(data, config)
-    notices: list[str] = []
-
-    def hear(event: Any) -> None:
-        if isinstance(event, Notice):
-            notices.append(event.text)
-        watch(event)
-
-    for text in curated.dataset.notices:
-        hear(Notice(text))
-
-    from esmtune.journal import Journal
-    from esmtune.members import train_members
-
-    unfinished = None if path is None else path.with_name(f"{path.name}.unfinished")
-    if overwrite and not resume and unfinished is not None:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    journal = Journal(unfinished, config.checkpoint_minutes)
-    went_on = journal.open(_identity(config, curated), resume=resume)
-    if resume and not went_on:
-        hear(Notice(f"There is nothing in {unfinished} to go on with: this run starts at the beginning."))
-    logs = Path(tempfile.mkdtemp(prefix="esmtune-logs-")) if config.log and path else None
-    try:
-        if logs:
-            hear(Notice(f"Logs, until they move to {path}: {logs}"))
-        trained = train_members(config, curated.dataset, curated.folds, journal, hear, logs)
-        run = _run_of(trained, curated, config, tuple(notices), path)
-        if path is not None and trained.is_main:
-            write_run(run, path, data, curated.dataset, logs=logs, seconds=time.time() - started)
-            journal.close()
-    except ValueError:
-        if not went_on:
-            journal.close_if_empty()
-        raise
-    finally:
-        if logs:
-            shutil.rmtree(logs, ignore_errors=True)
-    return run
-
-
-def _identity(config: TrainConfig, curated: Curated) -> dict[str, Any]:
-    """What must be the same for a run to go on: data and options, but those that change no number."""
-    free = ("log", "checkpoint_minutes", "self_contained", "patience")
-    return {name: value for name, value in asdict(config).items() if name not in free} | {
-        "data_sha256": curated.dataset.sha256
-    }
-
-
-def _run_of(
-    trained: "Trained", curated: Curated, config: TrainConfig, notices: tuple[str, ...], path: Path | None
-) -> Run:
-    several = len(trained.members) > 1
-    return Run(
-        predictor=trained.predictor,
-        last=trained.last,
-        metrics=metrics_of(trained, curated.dataset, config),
-        history=[
-            {"member": member.name} | entry if several else entry
-            for member, fitted in zip(trained.members, trained.fitted, strict=True)
-            for entry in fitted.history
-        ],
-        predictions=predictions_of(trained, curated.dataset),
-        notices=notices,
-        config=resolved(trained.config, curated, trained.predictor.spec),
-        path=path,
-    )
-
-
-# Editors and help() show the options by their names.
-_options = [
-    inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
-    for f in fields(TrainConfig)
-]
-_signature = inspect.signature(train)
-_own = [p for p in _signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-train.__signature__ = _signature.replace(parameters=_own + _options)  # pyright: ignore[reportFunctionMemberAccess]
-
-
-def configured(options: Mapping[str, Any]) -> TrainConfig:
-    """Make a configuration of options by name; a part may be given by its name alone.
-
-    >>> configured({"head": "linear"}).head
-    {'name': 'linear'}
-
-    Raises:
-        ValueError: for an option that does not exist, naming the nearest.
-    """
-    known = {f.name: f.type for f in fields(TrainConfig)}
-    for name in options:
-        if name not in known:
-            raise ValueError(f"train has no option {name!r}.{nearest(name, known)} It has: {', '.join(known)}.")
-    given = dict(options)
-    for name, value in options.items():
-        if name in ("task", "head", "tuning") and isinstance(value, str):
-            given[name] = {"name": value}
-        elif known[name] in (float, float | None) and isinstance(value, int) and not isinstance(value, bool):
-            given[name] = float(value)
-        elif isinstance(value, list):
-            given[name] = tuple(value)
-        elif name in ("target", "init_skip", "log") and isinstance(value, str):
-            given[name] = (value,)
-        elif isinstance(value, Path):
-            given[name] = str(value)
-    return TrainConfig(**given)
 
 
 def load(path: str | Path, *, encoder: str | None = None, verify: bool = False) -> "Predictor | Ensemble":
@@ -365,8 +217,9 @@ def embed(
     import numpy as np
     import torch
 
+    from esmtune.devices import choose_device
     from esmtune.embedding import embed_sequences
-    from esmtune.predictor import choose_device, find_encoder
+    from esmtune.predictor import find_encoder
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -422,9 +275,9 @@ def _ready(
     run: Any, encoder: str | None, accelerator: Accelerator, watch: Watcher, *, verify: bool = False
 ) -> "Predictor | Ensemble":
     """A loaded predictor, on its device."""
+    from esmtune.devices import choose_device
     from esmtune.ensembles import load_predictor
     from esmtune.predicting import Predicting
-    from esmtune.predictor import choose_device
 
     run = run.predictor if isinstance(run, Run) else run
     predictor = run if isinstance(run, Predicting) else load_predictor(run, encoder=encoder, verify=verify)

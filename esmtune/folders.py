@@ -1,0 +1,99 @@
+"""What lies in the folder of a predictor, read and checked before anything is made of it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from esmtune.checkpoints import file_digest, read_safetensors
+from esmtune.encoders import Source
+from esmtune.esm2 import ESM2Config
+from esmtune.predicting import Spec
+from esmtune.records import Target
+
+FORMAT_VERSION = 2
+
+WEIGHTS = "weights.safetensors"
+
+ADAPTER = "adapter"
+
+# What every saved predictor is asked, so that it can be checked on another machine: public
+# sequences (ubiquitin, protein G's B1 domain, melittin), because a user's own may be secret.
+GOLDEN = (
+    "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTLHLVLRLRGG",
+    "MTYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE",
+    "GIGAVLKVLTTGLPALISWIKRKRQQ",
+)
+
+GOLDEN_TOLERANCE = 1e-3  # of the largest output; float32 differs by about 1e-5 between processors
+
+
+def predictor_folder(path: str | os.PathLike[str]) -> Path | None:
+    """The folder with `predictor.json`, given it or the run around it."""
+    folders = [Path(path), Path(path) / "predictor"]
+    return next((folder for folder in folders if (folder / "predictor.json").is_file()), None)
+
+
+def saved_weights(folder: Path, sha256: str) -> tuple[frozenset[str], dict[str, Tensor]]:
+    """The weights of a folder, and which of them are the encoder's."""
+    check_digest(folder / WEIGHTS, sha256)
+    weights = read_safetensors(folder / WEIGHTS)
+    return frozenset(n.removeprefix("encoder.") for n in weights if n.startswith("encoder.")), weights
+
+
+def check_digest(file: Path, sha256: str) -> None:
+    """Refuse a file that is not the one that was saved.
+
+    Raises:
+        ValueError: if its checksum differs.
+    """
+    if file_digest(file) != sha256:
+        raise ValueError(f"{file} is not the file that was saved (its checksum differs). Copy the run anew.")
+
+
+def listed(outputs: Tensor) -> list[Any]:
+    """Outputs as JSON has them: of a sequence its row, of residues a row each."""
+    return outputs[0].tolist() if len(outputs) == 1 else outputs.tolist()
+
+
+def read_predictor_json(path: Path) -> dict[str, Any]:
+    """What stands in a `predictor.json`.
+
+    Raises:
+        ValueError: if it cannot be read, is none, or is of a later version.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}).") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if not isinstance(version, int):
+        raise ValueError(f"{path} is no predictor: it has no format_version.")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} was written in format {version}; this esmtune reads up to {FORMAT_VERSION}. Upgrade it."
+        )
+    return content
+
+
+def parsed(content: dict[str, Any]) -> tuple[Spec, dict[str, str], list[Mapping[str, Any]]]:
+    """What a predictor is, the checksums of its files, and its golden rows, from any format up to today's."""
+    source = dict(content["encoder"])
+    shape = ESM2Config(**{key: source.pop(key) for key in ("num_layers", "embed_dim", "num_heads")})
+    if content["format_version"] == 1:  # one target a sequence, read from the last layer
+        target = {"name": content["target"], "kind": content["task"]["name"], "form": "one"}
+        content = {**content, "targets": [target], "layers": [shape.num_layers], "mix": False}
+        if content["head"]["name"] == "mlp":
+            content["head"] = {"depth": 1, **content["head"]}
+    names = ("tuning", "mix", "head", "task", "max_length", "trained_on")
+    spec = Spec(
+        encoder=Source(**source),
+        shape=shape,
+        layers=tuple(content["layers"]),
+        targets=tuple(Target(**target) for target in content["targets"]),
+        **{name: content[name] for name in names},
+    )
+    return spec, dict(content["weights"]), content["golden"]

@@ -1,0 +1,79 @@
+"""What is measured, solved and set up before the first step, and the center that follows the encoder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from esmtune.batching import shuffled
+from esmtune.config import TrainConfig
+from esmtune.devices import evaluating
+from esmtune.esm2 import Tokens
+from esmtune.gradients import Network
+from esmtune.inputs import Inputs
+from esmtune.optimization import parameter_groups
+from esmtune.pooling import Pooled
+from esmtune.predictor import Predictor
+from esmtune.standing import Fitted
+
+STATISTICS_SAMPLE = 1024  # sequences that tell mean and spread of the features, where the encoder moves
+
+
+def set_up(
+    fabric: Fabric, config: TrainConfig, predictor: Predictor, inputs: Inputs, train: list[int], targets: Tensor,
+    weights: Tensor, begin: Fitted | None,
+) -> tuple[nn.Module, Any]:  # fmt: skip
+    """Standardize what the head sees by what the training records look like before anything moves; solve, set up."""
+    head: Any = predictor.head  # `solve` is of those alone that are solved
+    is_new = begin is None and not predictor.is_standardized
+    drifts = not inputs.is_frozen and not head.sees_residues
+    if head.standardizes and (is_new or drifts):
+        sample = train if inputs.is_kept or head.is_solved else _sample(train, config.seed)
+        seen = inputs.pooled(sample, "measuring")
+        if is_new:
+            head.fit(seen)
+        if drifts:
+            predictor.reference = _reference(inputs, sample, seen)
+    if head.is_solved:
+        if not inputs.is_kept:
+            raise ValueError("head 'ridge' is solved in one go, on a frozen encoder: take --tuning frozen.")
+        rows = inputs.rows(train).to(fabric.device)
+        task = predictor.task
+        seen = inputs(train)
+        head.solve(seen, lambda outputs, of: task.loss(outputs, targets[rows[of]], weights[rows[of]]), config.seed)
+    optimizer = torch.optim.AdamW(parameter_groups(predictor, config))
+    return fabric.setup(Network(predictor), optimizer)
+
+
+def _reference(inputs: Inputs, sample: list[int], seen: Pooled) -> tuple[Tokens, Tensor]:
+    """The training sequence that is nearest to their mean, and what the pool makes of it before anything moves."""
+    predictor, device = inputs.predictor, inputs.fabric.device
+    features = predictor.head.standardize(seen.features)
+    nearest = sample[int((features - features.mean(0)).square().sum(1).argmin())]
+    tokens = Tokens.of([inputs.sequences[nearest]]).to(device)
+    with torch.no_grad(), evaluating(predictor):
+        return tokens, predictor.pooled(tokens).features.mean(0)
+
+
+@contextmanager
+def centered(predictor: Predictor) -> Iterator[None]:
+    """Let the center that the head subtracts follow what all sequences drifted by, for a while."""
+    if predictor.reference is None:
+        yield
+        return
+    center = predictor.head.standardize.center
+    before = center.clone()
+    with torch.no_grad(), evaluating(predictor):
+        center += predictor.drift()
+    try:
+        yield
+    finally:
+        center.copy_(before)
+
+
+def _sample(indices: list[int], seed: int) -> list[int]:
+    order = next(shuffled(len(indices), len(indices), seed=seed, epoch=0))
+    return [indices[i] for i in order[:STATISTICS_SAMPLE]]

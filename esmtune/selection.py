@@ -1,0 +1,46 @@
+"""Which of the weights that training passes are the best."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from esmtune.config import TrainConfig
+from esmtune.events import Notice, Watcher
+from esmtune.metrics import LOWER_IS_BETTER, Scores
+from esmtune.records import Label
+from esmtune.tasks import Task
+
+
+def choosing_metric(config: TrainConfig, fitted: Task, labels: Sequence[Label], watch: Watcher) -> str:
+    """What chooses the best weights: the task's metric, unless the validation labels cannot define it."""
+    wanted = config.metric or fitted.metric
+    known = [x for x in labels if x is not None]
+    possible = fitted.scores(fitted.baseline(len(labels)), labels)
+    if wanted not in ("loss", *possible):
+        raise ValueError(f"there is no metric {wanted!r} for {fitted.name}. There are: loss, {', '.join(possible)}.")
+    of_classes = wanted in ("auroc", "auprc") and possible[wanted] is None  # a class has no validation row
+    if wanted != "loss" and labels and (len(set(known)) < 2 or of_classes):
+        watch(Notice(f"{wanted} is not defined on the labels of the validation rows: the loss chooses instead."))
+        return "loss"
+    return wanted
+
+
+def better(entry: dict[str, Any], best: dict[str, Any], metric: str) -> bool:
+    """Whether one evaluation beats another by the metric that chooses."""
+    if metric == "loss":
+        return entry["valid_loss"] < best["valid_loss"]
+    new, old = entry["valid"][metric], best["valid"][metric]
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    return new is not None and (old is None or sign * new > sign * old)
+
+
+def best_so_far(best: dict[str, Any], metric: str) -> str:
+    """The value to beat, for the line that shows the progress; empty before there is one."""
+    value = best.get("valid_loss") if metric == "loss" else best.get("valid", {}).get(metric)
+    return "" if value is None else f", best {metric} {value:.3f}"
+
+
+def numbers_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """What loggers take of an evaluation: each number under a name of its own."""
+    scores: Scores = entry.get("valid", {})
+    numbers = {k: v for k, v in entry.items() if isinstance(v, int | float)}
+    return numbers | {f"valid_{name}": value for name, value in scores.items() if value is not None}
