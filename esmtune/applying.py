@@ -184,6 +184,7 @@ def embed(
     pool: Pooling = "mean",
     precision: Precision = "float32",
     dtype: Literal["float32", "float16"] = "float32",
+    cache: str | None = None,
     sequence: str | None = None,
     id: str | None = None,
     max_length: int | None = None,
@@ -195,7 +196,8 @@ def embed(
     """Embed sequences with an encoder, or with the encoder of a run: their mean, their <cls>, or each residue.
 
     `layers` counts from 0, the embeddings, to the last; negatives count back. `precision` is what
-    the encoder computes in, `dtype` what is kept and written.
+    the encoder computes in, `dtype` what is returned and written. `cache` is a folder that keeps what
+    was computed, or none; if it is not given, $ESMTUNE_CACHE or the user's cache folder.
 
     >>> embed("random:esm2_t6_8M_UR50D", ["MKTV", "GG"], layers=[0, -1]).vectors.shape
     (2, 2, 320)
@@ -217,6 +219,7 @@ def embed(
     import numpy as np
     import torch
 
+    from esmtune.cache import cache_at
     from esmtune.devices import choose_device
     from esmtune.embedding import embed_sequences
     from esmtune.predictor import find_encoder
@@ -229,7 +232,8 @@ def embed(
     sequences = [r.sequence for r in rows.records]
     vectors = embed_sequences(
         network.to(choose_device(accelerator)), sequences, layers=layers, pool=pool, precision=precision,
-        dtype=np.dtype(dtype), tokens_per_batch=tokens_per_batch, watch=watch,
+        dtype=np.dtype(dtype), tokens_per_batch=tokens_per_batch, cache=cache_at(cache), name=source.name,
+        watch=watch,
     )  # fmt: skip
     about = {
         "encoder": source.name,

@@ -1,6 +1,6 @@
 """Records of similar length, together, under a budget of tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,21 @@ def by_length(indices: Sequence[int], lengths: Sequence[int], budget: Budget) ->
         total += length
     if batch:
         yield batch
+
+
+def remaining(
+    indices: Sequence[int], missing: Collection[int], lengths: Sequence[int], budget: Budget
+) -> list[list[int]]:
+    """The batches of what is missing; where whole batches of all are, those, so that nothing is rounded otherwise.
+
+    >>> remaining([0, 1, 2], [0, 2], [3, 9, 4], Budget(tokens=12))
+    [[2, 0]]
+    """
+    missing = set(missing)
+    touched = [batch for batch in by_length(indices, lengths, budget) if not missing.isdisjoint(batch)]
+    if all(missing.issuperset(batch) for batch in touched):
+        return touched
+    return list(by_length(sorted(missing), lengths, budget))
 
 
 def shuffled(count: int, size: int, *, seed: int, epoch: int) -> Iterator[list[int]]:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -89,8 +90,6 @@ def train(
 
     DATA is CSV, TSV, Parquet, JSON lines or FASTA. --config RUN/run.toml takes options from a file.
     """
-    import esmtune
-
     usual = Path("runs") / Path(data).name.split(".")[0]
     folder = out or (_stopped(usual) if resume else None) or _free(usual)
     options = {name: getattr(config, name) for name in config.__dataclass_fields__}
@@ -130,8 +129,6 @@ def evaluate(
     tokens_per_batch: Budget = TOKENS_PER_BATCH,
 ) -> None:
     """Score a predictor on labeled rows, beside a baseline."""
-    import esmtune
-
     with Bars() as bars:
         result = esmtune.evaluate(
             run, data, out=out, overwrite=overwrite, target=target, sequence=sequence, id=id, split=split,
@@ -158,8 +155,6 @@ def predict(
     tokens_per_batch: Budget = TOKENS_PER_BATCH,
 ) -> None:
     """Predict every row of a table; all rows and columns come back, in order."""
-    import esmtune
-
     with Bars() as bars:
         frame = esmtune.predict(
             run, data, out=out, overwrite=overwrite, sequence=sequence, probabilities=probabilities,
@@ -187,6 +182,7 @@ def embed(
     pool: Annotated[Pooling, Parameter(help="A vector a sequence (mean, cls), or one a residue.")] = "mean",
     precision: Annotated[Precision, Parameter(help="What the encoder computes in.")] = "float32",
     dtype: Annotated[Literal["float32", "float16"], Parameter(help="What is written.")] = "float32",
+    cache: Annotated[str | None, Parameter(help="A folder that keeps embeddings between calls, or none.")] = None,
     sequence: Sequence = None,
     id: Identifier = None,
     max_length: Annotated[int | None, Parameter(help="Cut sequences to their first so many residues.")] = None,
@@ -195,11 +191,10 @@ def embed(
     tokens_per_batch: Budget = TOKENS_PER_BATCH,
 ) -> None:
     """Embed sequences with an encoder, or with the encoder of a run."""
-    import esmtune
-
     with Bars() as bars:
         embeddings = esmtune.embed(
             encoder, data, out=out, overwrite=overwrite, layers=layers, pool=pool, precision=precision, dtype=dtype,
+            cache=cache,
             sequence=sequence, id=id, max_length=max_length, skip_bad_rows=skip_bad_rows, accelerator=accelerator,
             tokens_per_batch=tokens_per_batch, watch=bars,
         )  # fmt: skip
@@ -216,10 +211,41 @@ def merge(
     self_contained: Annotated[bool, Parameter(help="Save the whole encoder, so that it needs no other file.")] = False,
 ) -> None:
     """Work the adapters of a run (LoRA and its kin) into the encoder's weights; predictions stay the same."""
-    import esmtune
-
     esmtune.merge(run, out=out, overwrite=overwrite, encoder=encoder, self_contained=self_contained)
     results.print(f"Predictor: {out}", soft_wrap=True)
+
+
+@app.command
+def cache(
+    *,
+    folder: Annotated[str | None, Parameter(help="Where it is. [default: $ESMTUNE_CACHE, else the user's]")] = None,
+    clear: Annotated[bool, Parameter(help="Delete what it holds.", negative="")] = False,
+) -> None:
+    """Show what is kept of frozen encoders between runs, or clear it."""
+    from esmtune.cache import cache_at
+
+    found = cache_at(folder)
+    if found is None:
+        results.print("Cache: none")
+        return
+    if clear:
+        found.clear()
+    kept = found.contents()
+    total = sum(entry.bytes for entry in kept) / 2**30
+    summary = f"{total:,.2f} of at most {found.limit / 2**30:,.2f} GiB" if kept else "it holds nothing"
+    results.print(f"Cache: {found.folder}, {summary}", soft_wrap=True)
+    if kept:
+        table = Table(box=None, pad_edge=False)
+        for column in ("encoder", "pool", "layers", "precision", "sequences", "MiB", "last used"):
+            table.add_column(column, justify="right" if column in ("sequences", "MiB") else "left", overflow="fold")
+        for entry in sorted(kept, key=lambda entry: -entry.used):
+            day = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d")
+            layers = ",".join(map(str, entry.layers))
+            table.add_row(
+                entry.encoder, entry.pool, layers, entry.precision, f"{entry.sequences:,}",
+                f"{entry.bytes / 2**20:,.1f}", day,
+            )  # fmt: skip
+        results.print(table)
 
 
 class Bars:

@@ -27,6 +27,7 @@ LEAST_STEPS = 2000  # from few labels it takes more epochs
 RECIPE_OF = {"frozen": "frozen", "full": "full", "last": "full", "probe-then-full": "full"}
 LAYERS = 7  # that the head sees of an encoder, spread evenly from the embeddings to the last
 TOKENS_PER_BATCH = 4096
+CACHE_GB = 20  # of embeddings, over all runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,9 @@ class TrainConfig:
     seed: int = 0
     """Fixes the split, the first weights, the order and the dropout."""
 
+    cache: str | None = None
+    """A folder that keeps what frozen encoders give, for later runs, or none. [default: $ESMTUNE_CACHE, else the
+    user's cache folder]"""
     precision: Precision = "float32"
     """float32, or bfloat16 for the matrix products of training."""
     accelerator: Accelerator = "auto"

@@ -1,4 +1,4 @@
-"""Vectors of sequences, from any layers of an encoder."""
+"""Vectors of sequences, from any layers of an encoder; what was computed before comes from a cache."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -6,8 +6,10 @@ from typing import get_args
 import numpy as np
 import torch
 
-from esmtune.batching import Budget, by_length
+from esmtune.batching import Budget, remaining
+from esmtune.cache import Cache, Collector, Kind, Vectors
 from esmtune.config import Pooling, Precision
+from esmtune.encoders import encoder_digest
 from esmtune.esm2 import ESM2, Tokens
 from esmtune.events import Progress, Watcher, silent
 from esmtune.pooling import POOLS
@@ -23,37 +25,72 @@ def embed_sequences(
     precision: Precision,
     dtype: np.dtype,
     tokens_per_batch: int,
+    cache: Cache | None = None,
+    name: str = "",
     watch: Watcher = silent,
 ) -> np.ndarray:
-    """Embed clean sequences, in their order.
+    """Embed clean sequences, in their order; each of them once, however often it is there.
 
     Returns [sequences, dim], or with pool "residue" [residues, dim], the residues of all sequences
     end to end; several layers make one axis more, before dim. `precision` is what the encoder
     computes in, and is converted to; `dtype` what the numbers are kept in; pooling is done in float32.
+    What the `cache` has is not computed, and what is computed is added, under the encoder's `name`.
 
     Raises:
         ValueError: for a layer that the encoder does not have.
     """
-    for name, value, known in (("pool", pool, tuple(POOLS)), ("precision", precision, get_args(Precision)),
-                               ("dtype", str(dtype), ("float32", "float16"))):  # fmt: skip
+    for option, value, known in (("pool", pool, tuple(POOLS)), ("precision", precision, get_args(Precision)),
+                                 ("dtype", str(dtype), ("float32", "float16"))):  # fmt: skip
         if value not in known:
-            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}.")
-    wanted = [encoder.layer_index(layer) for layer in layers]
+            raise ValueError(f"{option} is {value!r}, expected one of {', '.join(known)}.")
+    wanted = tuple(encoder.layer_index(layer) for layer in layers)
+    kind = kind_of(encoder, pool, precision) if cache else None  # of the weights as they came
     encoder = encoder.cast(torch.bfloat16 if precision == "bfloat16" else torch.float32).eval()
     lengths = [len(s) for s in sequences]
     counts = lengths if pool == "residue" else [1] * len(sequences)
     starts = np.concatenate(([0], np.cumsum(counts))).astype(int)
     shape = (len(wanted), encoder.config.embed_dim) if len(wanted) > 1 else (encoder.config.embed_dim,)
     vectors = np.empty((int(starts[-1]), *shape), dtype)
-    done = 0
-    for batch in by_length(range(len(sequences)), lengths, Budget(tokens=tokens_per_batch)):
-        tokens = Tokens.of([sequences[i] for i in batch]).to(encoder.embed_tokens.weight.device)
-        pooled = [POOLS[pool](x) for x in encoder.representations(tokens, wanted)]
-        rows = (torch.stack(pooled, dim=1) if len(pooled) > 1 else pooled[0]).cpu().numpy()
-        first = 0
-        for index in batch:
-            vectors[starts[index] : starts[index + 1]] = rows[first : first + counts[index]]
-            first += counts[index]
-        done += len(batch)
+    places: dict[str, list[int]] = {}
+    for place, sequence in enumerate(sequences):
+        places.setdefault(sequence, []).append(place)
+
+    def put(sequence: str, arrays: Vectors) -> None:
+        rows = np.stack(arrays, axis=1) if len(wanted) > 1 else np.concatenate(arrays)
+        for place in places[sequence]:
+            vectors[starts[place] : starts[place + 1]] = rows
+
+    kept = cache.read(kind, wanted, list(places)) if cache and kind else [None] * len(places)
+    for sequence, arrays in zip(places, kept, strict=True):
+        if arrays is not None:
+            put(sequence, arrays)
+    collector = Collector(cache, kind, name, wanted)
+    firsts = [found[0] for found in places.values()]
+    missing = [first for first, arrays in zip(firsts, kept, strict=True) if arrays is None]
+    done = len(sequences) - sum(len(places[sequences[first]]) for first in missing)
+    for batch in remaining(firsts, missing, lengths, Budget(tokens=tokens_per_batch)):
+        found = vectors_of(encoder, [sequences[i] for i in batch], wanted, pool)
+        for index, arrays in zip(batch, found, strict=True):
+            put(sequences[index], arrays)
+            done += len(places[sequences[index]])
+        collector.add([sequences[i] for i in batch], found)
         watch(Progress("embedding", done, len(sequences), "sequences"))
+    collector.flush()
     return vectors
+
+
+def vectors_of(encoder: ESM2, batch: Sequence[str], layers: Sequence[int], pool: Pooling) -> list[Vectors]:
+    """What the layers of an encoder say about each sequence of a batch, in one pass."""
+    tokens = Tokens.of(batch).to(encoder.embed_tokens.weight.device)
+    counts = [len(sequence) if pool == "residue" else 1 for sequence in batch]
+    by_layer = [POOLS[pool](x).cpu().split(counts) for x in encoder.representations(tokens, layers)]
+    return [tuple(part.numpy() for part in parts) for parts in zip(*by_layer, strict=True)]
+
+
+def kind_of(encoder: ESM2, pool: Pooling, precision: Precision) -> Kind:
+    """What decides the numbers that an encoder gives, where it is now."""
+    shape = encoder.config
+    return Kind(
+        sha256=encoder_digest(encoder), shape=(shape.num_layers, shape.embed_dim, shape.num_heads), pool=pool,
+        precision=precision, device=encoder.embed_tokens.weight.device.type,
+    )  # fmt: skip

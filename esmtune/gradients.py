@@ -8,7 +8,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from esmtune.inputs import Inputs, sum_over_processes
+from esmtune.features import sum_over_processes
+from esmtune.inputs import Inputs
 from esmtune.predictor import Predictor
 from esmtune.tasks import Total
 

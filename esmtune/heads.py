@@ -56,7 +56,7 @@ class Head(nn.Module, ABC):
 
     def __init__(self, dim: int, pool: Pool, layers: int = 1, *, level: Level | None = None):
         super().__init__()
-        self._pool = POOLS[pool]
+        self.pool_name: Pool = pool
         self.sees_residues = pool == "residue"
         self.level: Level = level or ("residue" if self.sees_residues else "sequence")
         self.standardize = Standardize(layers * dim)
@@ -64,7 +64,8 @@ class Head(nn.Module, ABC):
 
     def pool(self, x: Representation) -> Pooled:
         """What is computed from the encoder alone; a frozen encoder's is computed once and kept."""
-        return self.pooled(self._pool(x), x.lengths if self.sees_residues else (1,) * len(x.lengths), x.seeds)
+        lengths = x.lengths if self.sees_residues else (1,) * len(x.lengths)
+        return self.pooled(POOLS[self.pool_name](x), lengths, x.seeds)
 
     def pooled(
         self, features: Float[Tensor, "points channels"], lengths: tuple[int, ...], seeds: Int[Tensor, "batch"]

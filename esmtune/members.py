@@ -18,7 +18,7 @@ from esmtune.composition import Origin, compose, decided, find_origin, fit_task
 from esmtune.config import TrainConfig
 from esmtune.ensembles import Ensemble
 from esmtune.events import Notice, Watcher, silent
-from esmtune.inputs import Features
+from esmtune.features import Kept
 from esmtune.journal import Entry, Journal, asked_to_stop
 from esmtune.masking import Masking, guessed
 from esmtune.metrics import LOWER_IS_BETTER, Scores
@@ -125,7 +125,7 @@ def _train(
     """Train the members one after the other, in this process among others."""
     if fabric.world_size > 1:
         origin = copy.deepcopy(origin)  # what comes to a process lies in memory that all share
-    features: Features = {}
+    kept: Kept = {}
     entries = []
     with torch.random.fork_rng(devices=[]), asked_to_stop() as stop:
         for number, member in enumerate(members, start=1):
@@ -133,7 +133,7 @@ def _train(
             if done is None:
                 if len(members) > 1 and fabric.is_global_zero:
                     watch(Notice(f"Member {number} of {len(members)}: {member.name}."))
-                done = _train_stages(fabric, member, origin, fitted_task, features, journal, watch, stop).entry()
+                done = _train_stages(fabric, member, origin, fitted_task, kept, journal, watch, stop).entry()
                 if fabric.is_global_zero:
                     journal.save(f"{member.name}.fitted", done)
             elif fabric.is_global_zero:
@@ -143,14 +143,14 @@ def _train(
 
 
 def _train_stages(
-    fabric: Fabric, member: Member, origin: Origin, fitted_task: Task, features: Features, journal: Journal,
+    fabric: Fabric, member: Member, origin: Origin, fitted_task: Task, kept: Kept, journal: Journal,
     watch: Watcher, stop: threading.Event,
 ) -> Fitted:  # fmt: skip
     """Train one member; with probe-then-full its head first, on the encoder as it was."""
     torch.manual_seed(member.config.seed)
     predictor = compose(member.config, member.data, origin, fitted_task)
     go_on = partial(
-        train_once, fabric, data=member.data, predictor=predictor, features=features, journal=journal, watch=watch,
+        train_once, fabric, data=member.data, predictor=predictor, kept=kept, journal=journal, watch=watch,
         stop=stop,
     )  # fmt: skip
     probe = predictor.spec.tuning.get("probe_epochs", 0)

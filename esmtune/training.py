@@ -11,8 +11,9 @@ from torch import Tensor
 
 from esmtune.config import TrainConfig
 from esmtune.events import Notice, Progress, Terminated, Watcher
+from esmtune.features import Kept, sum_over_processes
 from esmtune.gradients import backward, nothing
-from esmtune.inputs import Features, Inputs, sum_over_processes
+from esmtune.inputs import Inputs
 from esmtune.journal import Journal
 from esmtune.masking import guessed
 from esmtune.optimization import Schedule, dropout_seed, moved_average
@@ -32,7 +33,7 @@ def train_once(
     config: TrainConfig,
     data: Dataset,
     predictor: Predictor,
-    features: Features,
+    kept: Kept,
     journal: Journal,
     name: str,
     watch: Watcher,
@@ -55,7 +56,7 @@ def train_once(
     targets = task.targets(labels).to(fabric.device)
     weights = torch.tensor([r.weight for r in records for _ in r.labels], device=fabric.device)
     predictor.to(fabric.device)
-    inputs = Inputs(fabric, predictor, records, config, features, watch)
+    inputs = Inputs(fabric, predictor, records, config, kept, watch)
     inputs.prepare([*train, *valid], "embedding")
     shown = guessed(labels, inputs.sequences, predictor.masks)
     of_valid = [shown[i] for i in inputs.rows(valid).tolist()]

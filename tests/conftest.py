@@ -1,5 +1,6 @@
 """What tests share: a tiny encoder, ten proteins, a shell, and the real data where it lies beside the checkout."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ TEN = (
     "MVLSPADKTNVKAAWGKVGAHAGEYGAEALERH",
 )
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+os.environ["ESMTUNE_CACHE"] = "none"  # what a test computes comes from no other test; also for their processes
 
 
 @dataclass(frozen=True)
