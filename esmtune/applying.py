@@ -49,6 +49,7 @@ def evaluate(
     skip_bad_rows: bool = False,
     encoder: str | None = None,
     accelerator: Accelerator = "auto",
+    precision: Precision = "auto",
     tokens_per_batch: int = TOKENS_PER_BATCH,
     watch: Watcher = silent,
 ) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def evaluate(
     if out is not None:
         check_out(Path(out), overwrite=overwrite, kind="scores")
     table = read(data)
-    predictor = _ready(run, encoder, accelerator, watch)
+    predictor = _ready(run, encoder, accelerator, precision, watch)
     task, targets = predictor.task, predictor.spec.targets
     asked = (target,) if isinstance(target, str) else target
     dataset = curate_labeled(
@@ -115,6 +116,7 @@ def predict(
     encoder: str | None = None,
     verify: bool = False,
     accelerator: Accelerator = "auto",
+    precision: Precision = "auto",
     tokens_per_batch: int = TOKENS_PER_BATCH,
     watch: Watcher = silent,
 ) -> pl.DataFrame:
@@ -132,7 +134,7 @@ def predict(
         check_out(Path(out), overwrite=overwrite, kind="table")
     table = read(data)
     columns = find_columns(table, sequence=sequence, labeled=False)
-    predictor = _ready(run, encoder, accelerator, watch, verify=verify)
+    predictor = _ready(run, encoder, accelerator, precision, watch, verify=verify)
     task, targets = predictor.task, predictor.spec.targets
     details = probabilities or predictor.level == "sequence"
     members = len(getattr(predictor, "members", [predictor]))
@@ -182,7 +184,7 @@ def embed(
     overwrite: bool = False,
     layers: Sequence[int] = (-1,),
     pool: Pooling = "mean",
-    precision: Precision = "float32",
+    precision: Precision = "auto",
     dtype: Literal["float32", "float16"] = "float32",
     cache: str | None = None,
     sequence: str | None = None,
@@ -267,7 +269,7 @@ def merge(
     from esmtune.ensembles import Ensemble
 
     check_out(Path(out), overwrite=overwrite, kind="folder")
-    predictor = _ready(run, encoder, "cpu", silent)
+    predictor = _ready(run, encoder, "cpu", "auto", silent)
     members = predictor.members if isinstance(predictor, Ensemble) else [predictor]
     merged = [member.merged() for member in members]
     new = Ensemble(merged) if isinstance(predictor, Ensemble) else merged[0]
@@ -276,7 +278,13 @@ def merge(
 
 
 def _ready(
-    run: Any, encoder: str | None, accelerator: Accelerator, watch: Watcher, *, verify: bool = False
+    run: Any,
+    encoder: str | None,
+    accelerator: Accelerator,
+    precision: Precision,
+    watch: Watcher,
+    *,
+    verify: bool = False,
 ) -> "Predictor | Ensemble":
     """A loaded predictor, on its device."""
     from esmtune.devices import choose_device
@@ -287,4 +295,5 @@ def _ready(
     predictor = run if isinstance(run, Predicting) else load_predictor(run, encoder=encoder, verify=verify)
     if predictor.spec.encoder.is_random:
         watch(Notice(f"The encoder of this predictor started from RANDOM weights ({predictor.spec.encoder.name})."))
+    predictor.precision = precision
     return predictor.to(choose_device(accelerator))

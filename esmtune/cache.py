@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 from safetensors.numpy import save
 
-from esmtune.config import CACHE_GB, Pooling, Precision
+from esmtune.config import CACHE_GB, Pooling
 from esmtune.writers import whole_file
 
 VERSION = 1  # of the shards, and of every number that an encoder gives: raised when one of them changes
@@ -39,7 +39,7 @@ class Kind:
     sha256: str  # of the encoder's weights
     shape: tuple[int, int, int]  # layers, channels, heads
     pool: Pooling
-    precision: Precision
+    precision: str
     device: str  # cpu, cuda, ...: their rounding differs
 
     @property

@@ -24,6 +24,7 @@ Identifier = Annotated[str | None, Parameter(help="The column with a name for ea
 Overwrite = Annotated[bool, Parameter(help="Write over what is there.")]
 Skip = Annotated[bool, Parameter(help="Leave out rows that cannot be used, and list them.")]
 Device = Annotated[Accelerator, Parameter(help="auto takes a CUDA GPU if there is one, and the CPU otherwise.")]
+Products = Annotated[Precision, Parameter(help="What matrix products are computed in; auto by the device.")]
 Budget = Annotated[int, Parameter(help="Residues per pass at most; changes memory, not results.")]
 
 messages = Console(stderr=True, highlight=False)
@@ -126,6 +127,7 @@ def evaluate(
     skip_bad_rows: Skip = False,
     encoder: Encoder = None,
     accelerator: Device = "auto",
+    precision: Products = "auto",
     tokens_per_batch: Budget = TOKENS_PER_BATCH,
 ) -> None:
     """Score a predictor on labeled rows, beside a baseline."""
@@ -133,7 +135,7 @@ def evaluate(
         result = esmtune.evaluate(
             run, data, out=out, overwrite=overwrite, target=target, sequence=sequence, id=id, split=split,
             mask=mask, subset=subset, skip_bad_rows=skip_bad_rows, encoder=encoder, accelerator=accelerator,
-            tokens_per_batch=tokens_per_batch, watch=bars,
+            precision=precision, tokens_per_batch=tokens_per_batch, watch=bars,
         )  # fmt: skip
     _print_scores(f"{result['records']:,} records", result["scores"], result["baseline"])
 
@@ -152,13 +154,15 @@ def predict(
     encoder: Encoder = None,
     verify: Annotated[bool, Parameter(help="First recompute three outputs saved with the predictor.")] = False,
     accelerator: Device = "auto",
+    precision: Products = "auto",
     tokens_per_batch: Budget = TOKENS_PER_BATCH,
 ) -> None:
     """Predict every row of a table; all rows and columns come back, in order."""
     with Bars() as bars:
         frame = esmtune.predict(
             run, data, out=out, overwrite=overwrite, sequence=sequence, probabilities=probabilities,
-            encoder=encoder, verify=verify, accelerator=accelerator, tokens_per_batch=tokens_per_batch, watch=bars,
+            encoder=encoder, verify=verify, accelerator=accelerator, precision=precision,
+            tokens_per_batch=tokens_per_batch, watch=bars,
         )  # fmt: skip
     if out is None:
         from esmtune.writers import flat
@@ -180,7 +184,7 @@ def embed(
         Parameter(help="0 is the embeddings, -1 the last layer, after the final norm."),
     ] = (-1,),
     pool: Annotated[Pooling, Parameter(help="A vector a sequence (mean, cls), or one a residue.")] = "mean",
-    precision: Annotated[Precision, Parameter(help="What the encoder computes in.")] = "float32",
+    precision: Products = "auto",
     dtype: Annotated[Literal["float32", "float16"], Parameter(help="What is written.")] = "float32",
     cache: Annotated[str | None, Parameter(help="A folder that keeps embeddings between calls, or none.")] = None,
     sequence: Sequence = None,

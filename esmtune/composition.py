@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from esmtune.config import DEFAULT_ENCODER, DEFAULT_HEAD, DEFAULT_TUNING, LAYERS, Part, TrainConfig
+from esmtune.devices import choose_device, choose_precision
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, LMHead
 from esmtune.events import Notice, Watcher, silent
@@ -127,9 +128,9 @@ def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, wa
     )
     if start is None:
         encoder = origin.encoder if tuning_spec["name"] == "frozen" else copy.deepcopy(origin.encoder)
-        return _tuned(Predictor(spec, encoder, origin.moved), tuning_spec)
+        return _tuned(Predictor(spec, encoder, origin.moved), config)
     fresh = Predictor(spec, ESM2(origin.encoder.config), origin.moved)
-    predictor = _tuned(_initialized(fresh, start, config, watch), tuning_spec)
+    predictor = _tuned(_initialized(fresh, start, config, watch), config)
     standardized = (n for n in predictor.state_dict() if n.startswith(("encoder.", "head.standardize")))
     predictor.is_standardized = not any(starts_anew(config, name) for name in standardized)
     return predictor
@@ -158,7 +159,10 @@ def decided(config: TrainConfig, data: Dataset, origin: Origin, watch: Watcher) 
     spec = tuning.resolve(spec)
     if data.kind == "mlm" and spec["name"] == "frozen":
         raise ValueError("task mlm goes on training the encoder, which tuning frozen does not: take full or lora.")
-    return replace(config, tuning=spec).completed(spec["name"], len(data.of("train")))
+    device = choose_device(config.accelerator)
+    precision = choose_precision(config.precision, device)
+    watch(Notice(f"Computing on {device} in {precision}."))
+    return replace(config, tuning=spec, precision=precision).completed(spec["name"], len(data.of("train")))
 
 
 def _leveled(spec: dict[str, Any], asked: Part | None, data: Dataset) -> dict[str, Any]:
@@ -206,11 +210,12 @@ def _layers(config: TrainConfig, data: Dataset, encoder: ESM2) -> tuple[int, ...
     return tuple(wanted)
 
 
-def _tuned(predictor: Predictor, spec: Mapping[str, Any]) -> Predictor:
+def _tuned(predictor: Predictor, config: TrainConfig) -> Predictor:
     """Let those weights move that the tuning says, and note them as moved."""
+    predictor.precision = config.precision
     predictor.encoder.requires_grad_(False)
     before = frozenset(predictor.encoder.state_dict())
-    predictor.rates = tuning.build(spec, predictor.encoder)
+    predictor.rates = tuning.build(predictor.spec.tuning, predictor.encoder)
     for name, weight in predictor.encoder.named_parameters():
         weight.requires_grad_(name in predictor.rates)
     moving = frozenset(predictor.rates) & before

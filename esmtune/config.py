@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 Part = dict[str, str | int | float | bool]  # {"name": ..., option: value}
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16"]
 Accelerator = Literal["auto", "cpu", "cuda", "mps"]
 Pooling = Literal["mean", "cls", "residue"]
 Level = Literal["sequence", "residue"]
@@ -124,8 +124,9 @@ class TrainConfig:
     cache: str | None = None
     """A folder that keeps what frozen encoders give, for later runs, or none. [default: $ESMTUNE_CACHE, else the
     user's cache folder]"""
-    precision: Precision = "float32"
-    """float32, or bfloat16 for the matrix products of training."""
+    precision: Precision = "auto"
+    """What the encoder's matrix products are computed in: float32, bfloat16, or auto, which takes bfloat16 where the
+    device has units for it. All else is float32."""
     accelerator: Accelerator = "auto"
     """auto takes a CUDA GPU if there is one, and the CPU otherwise."""
     devices: int = 1

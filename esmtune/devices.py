@@ -1,12 +1,13 @@
-"""Where the network computes."""
+"""Where the network computes, and in what."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import nn
 
-from esmtune.config import Accelerator
+from esmtune.config import Accelerator, Precision
 
 
 def choose_device(accelerator: Accelerator) -> str:
@@ -24,6 +25,28 @@ def choose_device(accelerator: Accelerator) -> str:
             f"There are: auto, {', '.join(name for name, is_there in there.items() if is_there)}."
         )
     return accelerator
+
+
+def choose_precision(asked: Precision, device: str) -> Literal["float32", "bfloat16"]:
+    """What matrix products are computed in on a kind of device; `auto` takes bfloat16 where there are units for it.
+
+    Without such units it is not only less exact but several times slower (docs/LOG.md).
+
+    >>> choose_precision("float32", "cuda")
+    'float32'
+    """
+    if asked != "auto":
+        return asked
+    if device == "cpu":
+        has_units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    else:
+        has_units = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_units else "float32"
+
+
+def products(precision: Precision, device: torch.device) -> torch.autocast:
+    """A context in which matrix products are computed in a precision; sums, norms and rotations stay in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=choose_precision(precision, device.type) == "bfloat16")
 
 
 @contextmanager

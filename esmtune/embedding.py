@@ -9,6 +9,7 @@ import torch
 from esmtune.batching import Budget, remaining
 from esmtune.cache import Cache, Collector, Kind, Vectors
 from esmtune.config import Pooling, Precision
+from esmtune.devices import choose_precision, products
 from esmtune.encoders import encoder_digest
 from esmtune.esm2 import ESM2, Tokens
 from esmtune.events import Progress, Watcher, silent
@@ -32,8 +33,8 @@ def embed_sequences(
     """Embed clean sequences, in their order; each of them once, however often it is there.
 
     Returns [sequences, dim], or with pool "residue" [residues, dim], the residues of all sequences
-    end to end; several layers make one axis more, before dim. `precision` is what the encoder
-    computes in, and is converted to; `dtype` what the numbers are kept in; pooling is done in float32.
+    end to end; several layers make one axis more, before dim. `precision` is what the encoder's
+    matrix products are computed in, `dtype` what the numbers are kept in.
     What the `cache` has is not computed, and what is computed is added, under the encoder's `name`.
 
     Raises:
@@ -44,8 +45,8 @@ def embed_sequences(
         if value not in known:
             raise ValueError(f"{option} is {value!r}, expected one of {', '.join(known)}.")
     wanted = tuple(encoder.layer_index(layer) for layer in layers)
-    kind = kind_of(encoder, pool, precision) if cache else None  # of the weights as they came
-    encoder = encoder.cast(torch.bfloat16 if precision == "bfloat16" else torch.float32).eval()
+    kind = kind_of(encoder, pool, precision) if cache else None
+    encoder = encoder.eval()
     lengths = [len(s) for s in sequences]
     counts = lengths if pool == "residue" else [1] * len(sequences)
     starts = np.concatenate(([0], np.cumsum(counts))).astype(int)
@@ -69,7 +70,7 @@ def embed_sequences(
     missing = [first for first, arrays in zip(firsts, kept, strict=True) if arrays is None]
     done = len(sequences) - sum(len(places[sequences[first]]) for first in missing)
     for batch in remaining(firsts, missing, lengths, Budget(tokens=tokens_per_batch)):
-        found = vectors_of(encoder, [sequences[i] for i in batch], wanted, pool)
+        found = vectors_of(encoder, [sequences[i] for i in batch], wanted, pool, precision)
         for index, arrays in zip(batch, found, strict=True):
             put(sequences[index], arrays)
             done += len(places[sequences[index]])
@@ -79,18 +80,22 @@ def embed_sequences(
     return vectors
 
 
-def vectors_of(encoder: ESM2, batch: Sequence[str], layers: Sequence[int], pool: Pooling) -> list[Vectors]:
+def vectors_of(
+    encoder: ESM2, batch: Sequence[str], layers: Sequence[int], pool: Pooling, precision: Precision
+) -> list[Vectors]:
     """What the layers of an encoder say about each sequence of a batch, in one pass."""
     tokens = Tokens.of(batch).to(encoder.embed_tokens.weight.device)
     counts = [len(sequence) if pool == "residue" else 1 for sequence in batch]
-    by_layer = [POOLS[pool](x).cpu().split(counts) for x in encoder.representations(tokens, layers)]
+    with products(precision, tokens.ids.device):
+        representations = encoder.representations(tokens, layers)
+    by_layer = [POOLS[pool](x).cpu().split(counts) for x in representations]
     return [tuple(part.numpy() for part in parts) for parts in zip(*by_layer, strict=True)]
 
 
 def kind_of(encoder: ESM2, pool: Pooling, precision: Precision) -> Kind:
     """What decides the numbers that an encoder gives, where it is now."""
-    shape = encoder.config
+    shape, device = encoder.config, encoder.embed_tokens.weight.device.type
     return Kind(
         sha256=encoder_digest(encoder), shape=(shape.num_layers, shape.embed_dim, shape.num_heads), pool=pool,
-        precision=precision, device=encoder.embed_tokens.weight.device.type,
+        precision=choose_precision(precision, device), device=device,
     )  # fmt: skip

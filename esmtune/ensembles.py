@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from esmtune.config import TOKENS_PER_BATCH
+from esmtune.config import TOKENS_PER_BATCH, Precision
 from esmtune.events import Watcher, silent
 from esmtune.folders import FORMAT_VERSION, predictor_folder, read_predictor_json
 from esmtune.predicting import Predicting
@@ -38,6 +38,16 @@ class Ensemble(Predicting):
                 raise ValueError("the members of an ensemble predict different targets.")
         self.members = tuple(members)
         self.spec, self.task, self.masks = first.spec, first.task, first.masks
+
+    @property
+    def precision(self) -> Precision:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the matrix products of all members are computed in."""
+        return self.members[0].precision
+
+    @precision.setter
+    def precision(self, precision: Precision) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        for member in self.members:
+            member.precision = precision
 
     @property
     def level(self) -> Level:

@@ -165,12 +165,6 @@ class ESM2(nn.Module):
             raise ValueError("these weights have no LM head, so there are no logits. Take a checkpoint that has one.")
         return self.lm_head(self(tokens).residues, self.embed_tokens.weight)
 
-    def cast(self, dtype: torch.dtype) -> "ESM2":
-        """Convert the weights, but not the rotary frequencies, which 16 bits would ruin."""
-        for weight in self.parameters():
-            weight.data = weight.data.to(dtype)
-        return self
-
     def _without_specials(self, x: Float[Tensor, "tokens dim"], tokens: Tokens) -> Representation:
         lengths = torch.tensor(tokens.lengths, dtype=torch.long)
         end = lengths.cumsum(0)
@@ -199,13 +193,21 @@ class Layer(nn.Module):
     ) -> Float[Tensor, "tokens dim"]:
         """Add to the stream what attention and the feed-forward network make of it."""
         y = self.attention_norm(x)
-        q, k, v = (
-            rearrange(project(y), "tokens (heads k) -> tokens heads k", heads=self.num_heads)
-            for project in (self.query, self.key, self.value)
-        )
+        projected = (exact_bias(self.query, y), exact_bias(self.key, y), self.value(y))
+        q, k, v = (rearrange(z, "tokens (heads k) -> tokens heads k", heads=self.num_heads) for z in projected)
         y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, lengths, visible)
         x = x + self.out(rearrange(y, "tokens heads k -> tokens (heads k)"))
         return x + self.contract(F.gelu(self.expand(self.feed_forward_norm(x))))
+
+
+def exact_bias(linear: nn.Module, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens outputs"]:
+    """A linear map whose bias is added in float32 where its product is computed in bfloat16.
+
+    Biases of keys reach 9 in ESM-2, which leaves the rest of a key few of bfloat16's 8 bits (docs/LOG.md).
+    """
+    if torch.is_autocast_enabled(x.device.type) and type(linear) is nn.Linear:
+        return F.linear(x, linear.weight).to(x.dtype) + linear.bias
+    return linear(x)
 
 
 class LMHead(nn.Module):

@@ -62,7 +62,11 @@ class Features:
         if not new:
             return
         spec = self.predictor.spec
-        kind = kind_of(self.predictor.encoder, self.predictor.head.pool_name, "float32") if self.cache else None
+        kind = (
+            kind_of(self.predictor.encoder, self.predictor.head.pool_name, self.predictor.precision)
+            if self.cache
+            else None
+        )
         collector = Collector(self.cache, kind, spec.encoder.name, spec.layers)
         self._take(new, kind)
         missing = [number for number, sequence in enumerate(new) if sequence not in self._kept]
@@ -133,7 +137,7 @@ def gathered(
 ) -> dict[int, Tensor]:  # fmt: skip
     """Rows computed in evaluation mode by all processes together, on the CPU: each fills in its own, the sum is whole.
 
-    `counts` has the rows of each index. Training may compute in less, but this is in float32, as predicting is.
+    `counts` has the rows of each index.
     """
     order = [index for batch in batches for index in batch]
     rows = dict(zip(order, torch.zeros(sum(counts[i] for i in order), width).split([counts[i] for i in order]),

@@ -19,8 +19,8 @@ from esmtune.adapter_files import load_adapter, save_adapter
 from esmtune.adapters import adapter_weights, is_adapted, merge
 from esmtune.batching import Budget, by_length
 from esmtune.checkpoints import file_digest
-from esmtune.config import TOKENS_PER_BATCH
-from esmtune.devices import evaluating
+from esmtune.config import TOKENS_PER_BATCH, Precision
+from esmtune.devices import evaluating, products
 from esmtune.encoders import Source, encoder_digest, load_encoder
 from esmtune.esm2 import ESM2, LMHead, Representation, Tokens
 from esmtune.events import Progress, Watcher, silent
@@ -67,6 +67,7 @@ class Predictor(nn.Module, Predicting):
         self.moved = everything if spec.encoder.is_random else moved & everything
         self.is_standardized = False  # whether the head knows the features already, from an earlier training
         self.reference: tuple[Tokens, Tensor] | None = None  # while the encoder moves: a sequence, its first features
+        self.precision: Precision = "auto"  # of the encoder's matrix products
         self.rates: dict[str, float] = {}  # of the weights of the encoder that move, over the encoder's learning rate
 
     def forward(self, x: Tokens | Pooled) -> Float[Tensor, "points outputs"]:
@@ -94,7 +95,8 @@ class Predictor(nn.Module, Predicting):
 
     def seen(self, tokens: Tokens) -> Representation:
         """The layers that the head sees, side by side: of `n` of them, vectors of `n` times the encoder's channels."""
-        layers = self.encoder.representations(tokens, self.spec.layers)
+        with products(self.precision, tokens.ids.device):
+            layers = self.encoder.representations(tokens, self.spec.layers)
         if len(layers) == 1:
             return layers[0]
         cls, residues = (torch.cat([getattr(x, name) for x in layers], dim=1) for name in ("cls", "residues"))
@@ -139,7 +141,7 @@ class Predictor(nn.Module, Predicting):
             what = f"holds {min(strangers)!r}" if strangers else "is a file"
             raise ValueError(f"{folder} {what}, and would be lost. Save the predictor to another folder.")
         weights = self._weights(self_contained)
-        golden = self.answers(GOLDEN)[0].split(self.points(GOLDEN))
+        golden = self._golden(GOLDEN).split(self.points(GOLDEN))
         with whole_folder(folder) as temporary:
             save_file(weights, temporary / WEIGHTS)
             digests = {"sha256": file_digest(temporary / WEIGHTS)}
@@ -230,9 +232,17 @@ class Predictor(nn.Module, Predicting):
                     weights[f"encoder.{plain}"] = weight.detach().cpu().contiguous()
         return weights
 
+    def _golden(self, sequences: Sequence[str]) -> Tensor:
+        """Outputs in float32, whatever else is computed in."""
+        before, self.precision = self.precision, "float32"
+        try:
+            return self.answers(sequences)[0]
+        finally:
+            self.precision = before
+
     def _verify(self, golden: Sequence[Mapping[str, Any]], folder: Path) -> None:
         saved = torch.cat([torch.tensor(row["outputs"]).reshape(-1, self.task.num_outputs) for row in golden])
-        got = self.answers([row["sequence"] for row in golden])[0]
+        got = self._golden([row["sequence"] for row in golden])
         difference = (got - saved).abs().max().item()
         if not difference <= GOLDEN_TOLERANCE * max(1.0, saved.abs().max().item()):
             raise ValueError(

@@ -132,7 +132,6 @@ def _fabric(config: TrainConfig, log_folder: Path | None) -> Fabric:
         devices=config.devices,
         num_nodes=config.num_nodes,
         strategy=strategy,
-        precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
         loggers=_loggers(config, log_folder),
     )
 

@@ -111,7 +111,7 @@ def test_merged_equals_unmerged(spec, dtype, tolerance):
 @every_kind
 def test_merging_rounds_each_weight_once(spec, dtype):
     """The encoder is merged by PEFT itself, in float64, and rounded."""
-    encoder = adapted(spec).cast(dtype)
+    encoder = adapted(spec).to(dtype)
     exact = copy.deepcopy(encoder).double()
     for path in linear_maps(exact):
         if hasattr(adapter := exact.get_submodule(path), "base_layer"):

@@ -48,7 +48,7 @@ def test_half_precision_in_and_out(real_weights, pool):
     assert not np.array_equal(half, full.astype(np.float16))  # computed in bfloat16, not only written short
     half = half.astype(np.float32)
     cosine = (full * half).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(half, axis=1)
-    assert cosine.min() > 0.999
+    assert cosine.min() > {"mean": 0.9995, "cls": 0.9995, "residue": 0.999}[pool]
 
 
 @pytest.mark.parametrize("layers", [(-1,), (0, 1)])

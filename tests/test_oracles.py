@@ -143,15 +143,6 @@ def test_an_empty_batch_is_part_of_the_graph():
     assert missing == []
 
 
-def test_casting_keeps_the_frequencies():
-    encoder = tiny_encoder()
-    before = encoder.frequency.clone()
-    assert encoder.cast(torch.bfloat16).embed_tokens.weight.dtype == torch.bfloat16
-    assert torch.equal(encoder.frequency, before)
-    assert encoder.frequency.dtype == torch.float32
-    assert encoder(Tokens.of(["MKTV"])).residues.dtype == torch.bfloat16
-
-
 def test_no_lm_head_no_logits():
     with pytest.raises(ValueError, match="have no LM head"):
         tiny_encoder().logits(Tokens.of(["MKTV"]))
