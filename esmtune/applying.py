@@ -122,10 +122,10 @@ def predict(
 ) -> pl.DataFrame:
     """Predict every row of a table: all its columns, in order, then `prediction`, `probability_CLASS` and `problem`.
 
-    Predictions come in the form of the labels that were learned; those of residues with `probabilities` only
-    on request. Several targets have a `prediction_TARGET` each; an ensemble adds `spread`, the standard
-    deviation of what its members say. A row that cannot be predicted keeps its place, with an empty
-    prediction and the reason under `problem`.
+    Predictions come in the form of the labels that were learned. Several targets have a `prediction_TARGET`
+    each; an ensemble adds `spread`, the standard deviation of what its members say. Of residues,
+    probabilities and spreads are many numbers, and are there with `probabilities` only. A row that cannot
+    be predicted keeps its place, with an empty prediction and the reason under `problem`.
 
     Raises:
         ValueError: if the table or the run cannot be read, or a column to be added exists already.

@@ -14,10 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from esmtune.kinds import Task, Total, task, weighed
-from esmtune.losses import check_loss, class_loss, wanted_shares
+from esmtune.losses import check_errors, check_loss, class_loss, wanted_shares
 from esmtune.metrics import Scores, classification_scores
 from esmtune.records import Label
 
+GAMMA = 2.0  # of the focal loss
 LEAST_SHARE = 1e-9  # of what the training labels lack, so that its logarithm is finite
 
 ClassWeights = Literal["none", "balanced"]
@@ -97,7 +98,7 @@ class Classes(Named):
     """Classes without an order, and the options that losses of classes have."""
 
     loss_name: str = "cross-entropy"
-    gamma: float = 2.0
+    gamma: float = GAMMA
     label_smoothing: float = 0.0
     class_weights: ClassWeights = "none"
 
@@ -107,7 +108,7 @@ class Classes(Named):
         labels: Sequence[Label],
         *,
         loss: str = "cross-entropy",
-        gamma: float = 2.0,
+        gamma: float = GAMMA,
         label_smoothing: float = 0.0,
         class_weights: ClassWeights = "none",
     ) -> "Classes":
@@ -250,6 +251,8 @@ def check_options(loss: str, gamma: float, label_smoothing: float) -> None:
         raise ValueError(f"gamma is {gamma}, expected 0 or more.")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}, expected a share from 0 to below 1.")
+    if gamma != GAMMA and "gamma" not in class_loss.options(loss):
+        raise ValueError(f"gamma is {gamma}, but the loss {loss!r} has none: take --task.loss focal.")
 
 
 def class_errors(
@@ -262,7 +265,9 @@ def class_errors(
     """How wrong probabilities are, by one of the losses of classes."""
     wanted = wanted_shares(truth, log_probabilities.shape[1], smoothing=label_smoothing, like=log_probabilities)
     options: Mapping[str, float] = {"gamma": gamma} if "gamma" in class_loss.options(loss) else {}
-    return class_loss[loss](log_probabilities, wanted, **options)
+    errors = class_loss[loss](log_probabilities, wanted, **options)
+    check_errors(errors, truth, loss)
+    return errors
 
 
 def balanced(shares: Float[Tensor, "*of classes"]) -> Float[Tensor, "*of classes"]:

@@ -1,5 +1,6 @@
 """The shell: the only room that prints or exits."""
 
+import importlib
 import os
 import sys
 from datetime import datetime
@@ -31,7 +32,8 @@ messages = Console(stderr=True, highlight=False)
 results = Console(highlight=False)
 app = App(
     name="esmtune",
-    help="Fine-tune ESM-2 on your own measurements, and predict with the result.",
+    help="Fine-tune ESM-2 on your own measurements, and predict with the result. --import MODULE, in any command, "
+    "imports a module with parts of your own.",
     version=esmtune.__version__,
     help_format="plaintext",
     console=results,
@@ -60,7 +62,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> None:
     """Run a command with its arguments."""
-    arguments = [_spelled_out(argument) for argument in arguments]
+    arguments = [_spelled_out(argument) for argument in _imported(arguments)]
     arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     app.config = ()
     if "--config" in arguments[:-1]:
@@ -73,9 +75,33 @@ def run(arguments: list[str]) -> None:
     app(arguments)
 
 
+def _imported(arguments: list[str]) -> list[str]:
+    """Import the modules that --import names, for the parts in them; returns the other arguments."""
+    rest, names = [], []
+    given = iter(arguments)
+    for argument in given:
+        option, equals, name = argument.partition("=")
+        if option == "--import":
+            names.append(name if equals else next(given, ""))
+        else:
+            rest.append(argument)
+    if names:
+        sys.path.insert(0, os.getcwd())  # as python -m has it
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except (ImportError, ValueError) as error:
+            raise ValueError(
+                f"--import {name}: {error}. Name a module that Python finds, or one in this folder."
+            ) from None
+    return rest
+
+
 def _spelled_out(argument: str) -> str:
     name, equals, value = argument.partition("=")
-    return f"{name}.name{equals}{value}" if name in PARTS else argument
+    if name.startswith(tuple(f"{part}." for part in PARTS)):  # --task.class-weights is --task.class_weights
+        name = f"--{name[2:].replace('-', '_')}"
+    return f"{name}.name{equals}{value}" if name in PARTS else f"{name}{equals}{value}"
 
 
 @app.command
@@ -150,7 +176,7 @@ def predict(
     ] = None,
     overwrite: Overwrite = False,
     sequence: Sequence = None,
-    probabilities: Annotated[bool, Parameter(help="Also of residues, the probability of each class.")] = False,
+    probabilities: Annotated[bool, Parameter(help="Of residues too, probabilities and spreads.")] = False,
     encoder: Encoder = None,
     verify: Annotated[bool, Parameter(help="First recompute three outputs saved with the predictor.")] = False,
     accelerator: Device = "auto",

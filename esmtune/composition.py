@@ -17,6 +17,7 @@ from esmtune.losses import class_loss, loss, ranking
 from esmtune.predicting import Spec
 from esmtune.predictor import Predictor, find_encoder
 from esmtune.records import Dataset, Label
+from esmtune.registry import nearest
 from esmtune.tasks import Multitask, Task, task
 from esmtune.tuning import automatic, tuning
 
@@ -47,6 +48,7 @@ def find_origin(config: TrainConfig, data: Dataset, watch: Watcher) -> Origin:
         if data.kind == "mlm" and encoder.lm_head is None:
             watch(Notice(f"{source.name} has no LM head: it learns a new one."))
             encoder.lm_head = LMHead(encoder.config.embed_dim)
+            torch.nn.init.zeros_(encoder.lm_head.norm.weight)  # it begins by expecting every symbol alike
     else:
         if start.is_adapted:
             start = start.merged()
@@ -111,7 +113,8 @@ def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, wa
         head_names = [n for n in start.state_dict() if n.startswith("head.") and "standardize" not in n]
         if not all(starts_anew(config, name) for name in head_names):
             fitted = _same_task(fitted, start, config)
-    layers, mix = _layers(config, data, origin.encoder), config.mix
+    head_spec = _leveled(head.resolve(head_spec), config.head, data)
+    layers, mix = _layers(config, data, head_spec, origin.encoder), config.mix
     if start is not None and config.layers is None:
         layers, mix = start.spec.layers, start.spec.mix
     spec = Spec(
@@ -120,7 +123,7 @@ def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, wa
         tuning=tuning_spec,
         layers=layers,
         mix=mix,
-        head=_leveled(head.resolve(head_spec), config.head, data),
+        head=head_spec,
         task=fitted.spec(),
         targets=data.targets,
         max_length=config.max_length,
@@ -148,14 +151,19 @@ def decided(config: TrainConfig, data: Dataset, origin: Origin, watch: Watcher) 
     Raises:
         ValueError: for a tuning that does not fit the task.
     """
-    labels = sum(label is not None for r in data.of("train") for label in r.labels)
+    labeled = len({r.sequence for r in data.of("train") if any(label is not None for label in r.labels)})
     spec = _completed({"name": "full" if data.kind == "mlm" else DEFAULT_TUNING}, config.tuning)
     if spec["name"] == "auto":
         if len(spec) > 1:
             raise ValueError("tuning auto has no options: name the tuning that they belong to.")
-        name, why = automatic(sum(weight.numel() for weight in origin.encoder.parameters()), labels)
+        name, why = automatic(sum(weight.numel() for weight in origin.encoder.parameters()), labeled)
         spec = {"name": "full" if data.kind == "mlm" and name == "frozen" else name}
         watch(Notice(f"Tuning: {spec['name']}, because {why}."))
+    if spec["name"] not in tuning:
+        known = ["auto", *tuning]
+        raise ValueError(
+            f"there is no tuning {spec['name']!r}.{nearest(str(spec['name']), known)} There are: {', '.join(known)}."
+        )
     spec = tuning.resolve(spec)
     if data.kind == "mlm" and spec["name"] == "frozen":
         raise ValueError("task mlm goes on training the encoder, which tuning frozen does not: take full or lora.")
@@ -188,7 +196,7 @@ def _can(name: str, level: str) -> bool:
     return level == "sequence" or "residue" in str(pools)
 
 
-def _layers(config: TrainConfig, data: Dataset, encoder: ESM2) -> tuple[int, ...]:
+def _layers(config: TrainConfig, data: Dataset, spec: Mapping[str, Any], encoder: ESM2) -> tuple[int, ...]:
     """The layers that the head sees, from `-1`, `0,3,-1` or `all`; without a word those of docs/recipes.md."""
     text, last = config.layers, encoder.config.num_layers
     if data.kind == "mlm":
@@ -196,7 +204,9 @@ def _layers(config: TrainConfig, data: Dataset, encoder: ESM2) -> tuple[int, ...
             raise ValueError("task mlm reads the last layer: leave out layers and mix.")
         return (last,)
     if text is None:
-        count = min(LAYERS, last + 1) if data.level == "sequence" else 1
+        with torch.device("meta"):  # it draws no numbers, so that a run with layers written down draws the same
+            sees_residues = head.build(spec, 2, 1).sees_residues
+        count = 1 if sees_residues else min(LAYERS, last + 1)
         return tuple(last - round(last * place / max(1, count - 1)) for place in reversed(range(count)))
     if text.strip() == "all":
         return tuple(range(last + 1))

@@ -1,5 +1,6 @@
 """All that a run depends on, as plain data. Every default of the package is here and nowhere else."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -35,7 +36,8 @@ class TrainConfig:
     """The options of `esmtune train`, the same in the shell, in Python and in `run.toml`."""
 
     target: tuple[str, ...] | None = None
-    """The column, or columns, with the labels; found by its usual names (target, label, score, ...) when not given."""
+    """The column, or columns, with the labels; found by its usual names (target, label, score, ...) when not given.
+    COLUMN:KIND says what the labels of one of several are, such as grade:ordinal."""
     sequence: str | None = None
     """The column with the sequences; found by its usual names (sequence, seq, ...) when not given."""
     id: str | None = None
@@ -45,7 +47,7 @@ class TrainConfig:
     weight: str | None = None
     """A column that says how much each row counts in the loss."""
     mask: str | None = None
-    """A column that says for each residue whether its label counts (1) or not (0)."""
+    """A column that says for each residue whether its label counts (1) or not (0); found by its usual name, mask."""
     level: Level | None = None
     """Whether labels belong to sequences or to residues; told from the labels when not given."""
     replicates: Replicates = "keep"
@@ -75,7 +77,8 @@ class TrainConfig:
     """Weights of --init to leave out and start anew, by the beginning of their name, such as head."""
     layers: str | None = None
     """What the head sees: a layer of the encoder (0 is the embeddings, -1 the last), or several side by side, 0,3,-1 or
-    all. [default: seven from first to last, for residues the last]"""
+    all; --layers=-1,0 where the first is negative. [default: seven from first to last; the last for heads that see
+    residues]"""
     mix: bool = False
     """Mix several layers into one by learned weights, instead of laying them side by side."""
     head: Part | None = None
@@ -83,7 +86,7 @@ class TrainConfig:
     --head.hidden 64. [default: mlp]"""
     tuning: Part | None = None
     """Which weights of the encoder move: frozen (none), last (--tuning.layers of them), bitfit (biases), full,
-    probe-then-full (head first), adapters (lora, dora, ia3, ...), or auto. [default: frozen]"""
+    probe-then-full (head first), adapters (lora, dora, ia3, ...), or auto. [default: frozen; full for task mlm]"""
     seeds: int = 1
     """Train so many times, from seed on, and predict with all of them together."""
     folds: int | None = None
@@ -147,7 +150,7 @@ class TrainConfig:
                     "head_learning_rate": 0, "encoder_learning_rate": 0, "weight_decay": 0, "clip": 0}  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
-            if value is not None and not value >= least:
+            if value is not None and not least <= value < math.inf:
                 raise ValueError(f"{name} is {value}, expected {least} or more.")
         choices = {"precision": get_args(Precision), "accelerator": get_args(Accelerator),
                    "schedule": get_args(ScheduleShape), "replicates": get_args(Replicates),
@@ -157,7 +160,7 @@ class TrainConfig:
             value = name.removeprefix("log ") if name.startswith("log ") else getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name.split()[0]} is {value!r}, expected one of {', '.join(filter(None, known))}.")
-        if not self.clip > 0:
+        if self.clip == 0:
             raise ValueError(f"clip is {self.clip}, expected more than 0.")
         if self.seed + self.seeds > 1 << 32:
             raise ValueError(f"seed is {self.seed}, expected less than 2 to the 32nd, {1 << 32}.")

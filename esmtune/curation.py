@@ -38,6 +38,10 @@ def curate_training(data: Any, config: TrainConfig) -> Curated:
     kind, reads = _asked_kind(config)
     tables, parts = _read_tables(data, config)
     columns = _columns_of(tables, parts, config, kind)
+    for name in filter(None, columns[0].kinds):
+        if name in ("mlm", "multitask"):
+            raise ValueError(f"{name} is not of one column. Kinds of columns are: {', '.join(READS)}.")
+        reads = _with(reads, name)
     read_parts = [read_rows(t, found, max_length=config.max_length) for t, found in zip(tables, columns, strict=True)]
     rows = [_in_part(row, part) for part, found in zip(parts, read_parts, strict=True) for row in found.rows]
     problems = [problem for found in read_parts for problem in found.problems]
@@ -140,6 +144,10 @@ def _asked_kind(config: TrainConfig) -> tuple[str | None, Mapping[str, Reads]]:
     return str(name), reads
 
 
+def _with(reads: Mapping[str, Reads], kind: str) -> Mapping[str, Reads]:
+    return {**reads, kind: _reads_of(kind)}
+
+
 def _reads_of(kind: str) -> Reads:
     if kind in READS:
         return READS[kind]
@@ -160,14 +168,18 @@ def _told(
     if kind == "mlm":
         return Told(targets=LANGUAGE, columns=[], notices=["Task: mlm of the sequences, as asked."])
     masks = [found.mask is not None for found in columns]
-    told = infer_targets(rows, columns[0].target or (), reads, kind=kind, level=config.level, has_mask=any(masks))
+    kinds = [own or kind for own in columns[0].kinds]
+    told = infer_targets(rows, columns[0].target or (), reads, kinds=kinds, level=config.level, has_mask=any(masks))
     if not is_per_residue(told.targets[0].form):
         if config.mask:
             raise ValueError(
                 f"mask {config.mask!r} is of residues, but {told.targets[0].name!r} has one label a sequence: leave "
                 "out mask, or say --level residue."
             )
-    elif len(set(masks)) > 1:
+    elif columns[0].mask and not config.mask:
+        text = f"Mask: the column {columns[0].mask!r} says which residues count; rename it if it does not."
+        told = replace(told, notices=[*told.notices, text])
+    if is_per_residue(told.targets[0].form) and len(set(masks)) > 1:
         raise ValueError(
             f"{tables[masks.index(True)].source} has a mask and {tables[masks.index(False)].source} has none. Give "
             "both one, or neither."

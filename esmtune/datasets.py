@@ -31,8 +31,9 @@ class Columns:
 
     sequence: str
     target: tuple[str, ...] | None
-    id: str | None
-    split: str | None
+    kinds: tuple[str | None, ...] = ()  # of the targets, where the user said so: COLUMN:KIND
+    id: str | None = None
+    split: str | None = None
     validation: str | None = None  # FLIP marks validation rows within the training set
     mask: str | None = None
     weight: str | None = None
@@ -71,9 +72,11 @@ def find_columns(
     Raises:
         ValueError: for a column that does not exist or cannot be told, with the columns that exist.
     """
+    asked = _find_targets(target, table) if labeled else None
     found = Columns(
         sequence=_find("sequence", sequence, table) or _absent("sequence", table),
-        target=_find_targets(target, table) if labeled else None,
+        target=None if asked is None else tuple(name for name, _ in asked) or None,
+        kinds=tuple(kind for _, kind in asked or ()),
         id=_find("id", id, table),
         split=_find("split", split, table) if labeled else None,
         mask=_find("mask", mask, table) if labeled else None,
@@ -85,13 +88,20 @@ def find_columns(
     return replace(found, validation=flags[0]) if flags and found.split else found
 
 
-def _find_targets(asked: Sequence[str] | None, table: Table) -> tuple[str, ...] | None:
+def _find_targets(asked: Sequence[str] | None, table: Table) -> list[tuple[str, str | None]]:
+    """Each column of labels, and the kind that was asked for it by COLUMN:KIND."""
     if asked is None:
-        return (_find("target", None, table) or _absent("target", table),)
-    twice = [name for name in asked if list(asked).count(name) > 1]
+        return [(_find("target", None, table) or _absent("target", table), None)]
+    found: list[tuple[str, str | None]] = []
+    for text in asked:
+        name, colon, kind = text.rpartition(":")
+        is_kind = colon and text not in table.frame.columns and name in table.frame.columns
+        found.append((name, kind) if is_kind else (_find("target", text, table) or "", None))
+    names = [name for name, _ in found]
+    twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ValueError(f"target names {twice[0]!r} twice.")
-    return tuple(_find("target", name, table) or "" for name in asked) or None
+    return found
 
 
 def _find(role: str, asked: str | None, table: Table) -> str | None:

@@ -1,8 +1,9 @@
 """Where the network computes, and in what."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -30,11 +31,17 @@ def choose_device(accelerator: Accelerator) -> str:
 def choose_precision(asked: Precision, device: str) -> Literal["float32", "bfloat16"]:
     """What matrix products are computed in on a kind of device; `auto` takes bfloat16 where there are units for it.
 
-    Without such units it is not only less exact but several times slower (docs/LOG.md).
+    Without such units it is not only less exact but several times slower (docs/LOG.md). $ESMTUNE_PRECISION, if it is
+    set, is what `auto` takes.
 
     >>> choose_precision("float32", "cuda")
     'float32'
     """
+    if asked == "auto":
+        given = os.environ.get("ESMTUNE_PRECISION") or "auto"
+        if given not in get_args(Precision):
+            raise ValueError(f"ESMTUNE_PRECISION is {given!r}, expected one of {', '.join(get_args(Precision))}.")
+        asked = cast(Precision, given)
     if asked != "auto":
         return asked
     if device == "cpu":

@@ -97,7 +97,7 @@ def train(
 
 def _identity(config: TrainConfig, curated: Curated) -> dict[str, Any]:
     """What must be the same for a run to go on: data and options, but those that change no number."""
-    free = ("cache", "log", "checkpoint_minutes", "self_contained", "patience")
+    free = ("cache", "log", "checkpoint_minutes", "self_contained")
     return {name: value for name, value in asdict(config).items() if name not in free} | {
         "data_sha256": curated.dataset.sha256
     }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ from torch import Tensor
 from esmtune.checkpoints import file_digest, read_safetensors
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2Config
+from esmtune.heads import head
+from esmtune.losses import class_loss, loss, ranking
 from esmtune.predicting import Spec
 from esmtune.records import Target
+from esmtune.tasks import Task
+from esmtune.tuning import tuning
 
 FORMAT_VERSION = 2
 
@@ -77,6 +82,32 @@ def read_predictor_json(path: Path) -> dict[str, Any]:
             f"{path} was written in format {version}; this esmtune reads up to {FORMAT_VERSION}. Upgrade it."
         )
     return content
+
+
+def needed_modules(spec: Spec, fitted: Task) -> list[str]:
+    """The modules, beside this package's, in which parts of a predictor are defined."""
+    parts: list[Any] = [head[spec.head["name"]], tuning[spec.tuning["name"]]]
+    for _, part, _ in fitted.parts():
+        name = getattr(part, "loss_name", "")
+        parts += [type(part), *(door[name] for door in (loss, class_loss, ranking) if name in door)]
+    modules = {part.__module__ for part in parts}
+    return sorted(module for module in modules if not module.startswith("esmtune."))
+
+
+def check_needs(content: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a predictor that has a user's own part whose module was not imported. It is not imported here.
+
+    Raises:
+        ValueError: naming the module.
+    """
+    needs = content.get("needs", [])
+    missing = [name for name in needs if name not in sys.modules] if isinstance(needs, list) else []
+    if missing:
+        name = missing[0]
+        raise ValueError(
+            f"{folder} has parts that are defined in {name!r}, which is not imported. Import it first, in the shell by "
+            f"--import {name}; that runs its code, so know whose it is."
+        )
 
 
 def parsed(content: dict[str, Any]) -> tuple[Spec, dict[str, str], list[Mapping[str, Any]]]:

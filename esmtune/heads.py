@@ -243,7 +243,7 @@ class LightAttention(Head):
 
 @head("ridge")
 class Ridge(Head):
-    """One affine map with a penalty on its size, solved in one go on a frozen encoder: the best that few labels allow.
+    """One affine map with a penalty on its size, solved in one go on a frozen encoder.
 
     Hoerl and Kennard 1970, https://doi.org/10.1080/00401706.1970.10488634. Each layer of the encoder has
     channels of its own in the map, in place of a mix.

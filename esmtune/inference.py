@@ -38,11 +38,11 @@ def infer_targets(
     names: Sequence[str],
     reads: Mapping[str, Reads],
     *,
-    kind: str | None,
+    kinds: Sequence[str | None],
     level: Level | None,
     has_mask: bool,
 ) -> Told:
-    """Tell form and kind of each column of labels, where `kind` and `level` do not say it.
+    """Tell form and kind of each column of labels, where its entry of `kinds` and `level` do not say it.
 
     `reads` says what the labels of each kind are.
 
@@ -50,9 +50,11 @@ def infer_targets(
         ValueError: where it is not clear, or the columns do not go together, with what to say.
     """
     several = len(names) > 1
-    if several and kind == "multilabel":
+    if several and set(kinds) == {"multilabel"} and _are_flags(rows, len(names)):
         return _one_of_many(rows, names, level)
-    forms: list[Form] = [_form(rows, place, name if several else None, kind, level) for place, name in enumerate(names)]
+    forms: list[Form] = [
+        _form(rows, place, name if several else None, kinds[place], level) for place, name in enumerate(names)
+    ]
     of_residues = [name for name, form in zip(names, forms, strict=True) if form not in ("one", "columns")]
     if of_residues and len(of_residues) < len(names):
         other = next(name for name in names if name not in of_residues)
@@ -61,7 +63,7 @@ def infer_targets(
             "for each, or say --level."
         )
     targets, columns, notices = [], [], []
-    for place, (name, form) in enumerate(zip(names, forms, strict=True)):
+    for place, (name, form, kind) in enumerate(zip(names, forms, kinds, strict=True)):
         column = Column.of(rows, place, form, has_mask=has_mask)
         found, why = (kind, "as asked") if kind else _kind(column, form, name if several else None)
         targets.append(Target(name=name, kind=found, form=form))
@@ -92,17 +94,26 @@ def _form(rows: Sequence[Row], place: int, name: str | None, kind: str | None, l
             multilabel=kind == "multilabel",
         )
     except ValueError as error:
-        raise ValueError(f"{name!r}: {error}" if name else str(error)) from None
+        raise _of_column(name, error) from None
 
 
 def _kind(column: Column, form: Form, name: str | None) -> tuple[str, str]:
-    """The kind of a column; of several columns, with `name`, none is asked about, for one task is not all of theirs."""
     if form == "letters":
         return "binary" if len(column.values) == 2 else "multiclass", ""
     try:
-        return infer_kind(column.values, level="residue" if is_per_residue(form) else "sequence", ask=name is None)
+        return infer_kind(column.values, level="residue" if is_per_residue(form) else "sequence")
     except ValueError as error:
-        raise ValueError(f"{name!r}: {error}" if name else str(error)) from None
+        raise _of_column(name, error) from None
+
+
+def _of_column(name: str | None, error: ValueError) -> ValueError:
+    """What is said of one of several columns, with `name`, whose kind is then said beside it."""
+    return ValueError(f"{name!r}: {str(error).replace('--task ', f'--target {name}:')}" if name else str(error))
+
+
+def _are_flags(rows: Sequence[Row], count: int) -> bool:
+    """Whether all of so many columns hold 0 and 1, so that each is one class; lists of classes are targets each."""
+    return all(not _is_list(cell) and ";" not in as_text(cell) for row in rows for cell in row.cells[:count])
 
 
 def _reason(why: str, form: Form, reads: Reads, *, asked: bool) -> str:
@@ -188,10 +199,10 @@ def _refuse_names(texts: Sequence[tuple[str, int]]) -> None:
         )
 
 
-def infer_kind(values: Counter[str], *, level: Level = "sequence", ask: bool = True) -> tuple[str, str]:
+def infer_kind(values: Counter[str], *, level: Level = "sequence") -> tuple[str, str]:
     """Tell the task from the labels, or ask: its name and why.
 
-    `values` are the labels as text, and how many points have each. With `ask` false, what is not clear is decided.
+    `values` are the labels as text, and how many points have each.
 
     >>> infer_kind(Counter(["0.5", "1.25", "7"]))
     ('regression', 'the labels are numbers')
@@ -206,24 +217,32 @@ def infer_kind(values: Counter[str], *, level: Level = "sequence", ask: bool = T
     if others.total() > numbers.total() and all(map(has_decimal_comma, others)):
         raise ValueError(f"the labels are numbers with a decimal comma ({shown}). Write them with a point: 0.5.")
     if level == "sequence" and 2 * sum(n for text, n in others.items() if ";" in text) > values.total():
-        if not ask:
-            return "multilabel", "the labels name several classes"
         raise ValueError(
             f"the labels are lists ({shown}). If each names several classes, say --task multilabel; if there is one "
             "entry a residue, --level residue names the rows with another number of entries."
         )
-    if bounds and numbers.total() >= others.total():
+    if len(names) > 2 and bounds and bounds.total() == numbers.total() and bounds.total() >= others.total():
+        raise ValueError(
+            f"the labels are bounds alone ({shown}). If they are of numbers, say --task regression; if they are names "
+            "of classes, --task binary or --task multiclass."
+        )
+    if numbers.total() > bounds.total() > 0 and numbers.total() >= others.total():
         return "regression", "the labels are numbers"
+    if len(names) == 2 and level == "sequence" and any(";" in name for name in names):
+        raise ValueError(
+            f"the labels take two values ({shown}), of which one has a ;. If they are the names of two classes, say "
+            "--task binary; if they name several classes, --task multilabel."
+        )
     if len(names) == 2:
         return "binary", f"the labels take two values, {' and '.join(names)}"
     if numbers and numbers.total() >= others.total():
-        if ask and _are_few(numbers, names):
+        if _are_few(numbers, names):
             raise ValueError(
                 f"the labels are {len(names)} {'values' if others else 'whole numbers'} ({shown}): amounts, names "
                 "of classes, or grades? Say which: --task regression, --task multiclass, or --task ordinal."
             )
         return "regression", "the labels are numbers"
-    if len(names) > 2 and ask and level == "sequence":
+    if len(names) > 2 and level == "sequence":
         several = " If they name several classes a row, say --task multilabel." if ";" in "".join(others) else ""
         raise ValueError(
             f"the labels are text of {len(names):,} values ({shown}). If they are classes, say --task multiclass."
@@ -236,7 +255,7 @@ def _sorted_out(values: Counter[str]) -> tuple[Counter[str], Counter[str], Count
     """Numbers, those of them that are bounds (>10), and what is neither a number nor unknown."""
     read = {text: as_number(text) for text in values}
     plain = {text for text, x in read.items() if isinstance(x, float)}
-    bounds = {text for text, x in read.items() if isinstance(x, Censored)} if plain else set()
+    bounds = {text for text, x in read.items() if isinstance(x, Censored)}
     words = {text for text in values if text.lower() in UNKNOWN_NUMBERS}
     parts = (plain | bounds, bounds, values.keys() - plain - bounds - words)
     numbers, censored, others = (Counter({text: values[text] for text in part}) for part in parts)

@@ -47,12 +47,15 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(identity, file)
             return False
-        if not resume:
+        if not resume and any(self.folder.glob("*.safetensors")):
             raise ValueError(
                 f"{self.folder} holds a run that was stopped. Go on with --resume, or start anew with --overwrite."
             )
+        if not any(self.folder.glob("*.safetensors")):  # it was stopped before there was anything to go on from
+            write_json(identity, file)
+            return False
         before, now = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(identity))
-        changed = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+        changed = [name for name in now if before.get(name) != now[name]]
         if changed:
             name = min(changed)
             raise ValueError(
@@ -60,6 +63,23 @@ class Journal:
                 "another run. Give the same data and options to --resume, or start anew with --overwrite."
             )
         return True
+
+    def agree(self, name: str, value: str) -> None:
+        """Note one more thing that must be the same for the run to go on, or compare it with what was noted.
+
+        Raises:
+            ValueError: if it is another.
+        """
+        if self.folder is None:
+            return
+        file = self.folder / "identity.json"
+        noted = json.loads(file.read_text(encoding="utf-8"))
+        if noted.setdefault(name, value) != value:
+            raise ValueError(
+                f"the run in {self.folder} had another {name} ({noted[name][:12]}..., now {value[:12]}...): that is "
+                "another run. Give the same to --resume, or start anew with --overwrite."
+            )
+        write_json(noted, file)
 
     @property
     def is_due(self) -> bool:

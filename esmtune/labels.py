@@ -169,6 +169,7 @@ def _number(text: str) -> Label:
     if value is None:
         hint = "; write a decimal point, not a comma" if has_decimal_comma(text) else ""
         hint = "; --level residue reads one entry a residue" if ";" in text else hint
+        hint = "; write the number alone, or a bound such as >10" if text[:1] in "~≈=" or "±" in text else hint
         raise ValueError(f"the label {text!r} is no number{hint}")
     if not math.isfinite(value.value if isinstance(value, Censored) else value):
         raise ValueError(f"the label {text!r} is not finite")

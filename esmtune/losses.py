@@ -47,6 +47,19 @@ def check_loss(name: str, *doors: Registry) -> None:
         raise ValueError(f"there is no loss {name!r}.{nearest(name, known)} There are: {', '.join(known)}.")
 
 
+def check_errors(errors: Tensor, points: Tensor, name: str) -> None:
+    """Refuse what a loss returned if it is not one number a point: a mean would be spread over all of them unseen.
+
+    Raises:
+        ValueError: with both shapes.
+    """
+    if errors.shape != points.shape:
+        raise ValueError(
+            f"the loss {name!r} returned {tuple(errors.shape)}, expected one number a point, {tuple(points.shape)}: "
+            "take no mean."
+        )
+
+
 def wanted_shares(
     truth: Int[Tensor, "cells"], outcomes: int, *, smoothing: float, like: Tensor
 ) -> Float[Tensor, "cells outcomes"]:

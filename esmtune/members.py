@@ -16,6 +16,7 @@ from torch import Tensor
 
 from esmtune.composition import Origin, compose, decided, find_origin, fit_task
 from esmtune.config import TrainConfig
+from esmtune.encoders import encoder_digest
 from esmtune.ensembles import Ensemble
 from esmtune.events import Notice, Watcher, silent
 from esmtune.features import Kept
@@ -29,6 +30,8 @@ from esmtune.splits import folds_of
 from esmtune.standing import Fitted
 from esmtune.tasks import MLM, Task, task
 from esmtune.training import train_once
+
+ENOUGH = 10  # validation points, to call a seed worse than others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,7 @@ class Trained:
     answers: Float[Tensor, "members points outputs"]  # of all members, for the labeled records, in one unit
     outputs: Float[Tensor, "points outputs"]  # of the predictor; with folds of those that had not seen the point
     task: Task
+    by_fold: bool  # whether each training record was held out by one member, which validates it
     is_main: bool  # whether this process is the one that writes files
 
 
@@ -84,9 +88,12 @@ def train_members(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         origin = find_origin(config, data, watch)
+        journal.agree("encoder's SHA-256", encoder_digest(origin.encoder))
         config = decided(config, data, origin, watch)
         members = members_of(config, data, folds)
         fitted_task = fit_task(data, config.task)
+        if fitted_task.compares and config.global_batch_size == 1:
+            raise ValueError("the loss compares the sequences of a step, but --global-batch-size is 1: take 2 or more.")
         torch.manual_seed(config.seed)
         compose(members[0].config, members[0].data, origin, fitted_task, watch)  # says what is wrong, and what is new
         work = partial(_train, members=members, origin=origin, fitted_task=fitted_task, journal=journal)
@@ -115,6 +122,7 @@ def train_members(
         answers=answers,
         outputs=outputs,
         task=common,
+        by_fold=folds > 1,
         is_main=is_main,
     )
 
@@ -156,10 +164,13 @@ def _train_stages(
     probe = predictor.spec.tuning.get("probe_epochs", 0)
     if not probe:
         return go_on(config=member.config, name=member.name)
+    # All steps together are no more than were asked for.
+    steps = probe * -(-len(member.data.of("train")) // (member.config.global_batch_size or 1))
+    limit = member.config.max_steps
     done = journal.read(f"{member.name}.probe")
     if done is None:
         predictor.encoder.requires_grad_(False)
-        shorter = replace(member.config, epochs=probe, max_steps=None, patience=probe)
+        shorter = replace(member.config, epochs=probe, max_steps=limit and min(limit, steps), patience=probe)
         done = go_on(config=shorter, name=f"{member.name}.probing").entry()
         if fabric.is_global_zero:
             journal.save(f"{member.name}.probe", done)
@@ -168,7 +179,9 @@ def _train_stages(
     for name, weight in predictor.encoder.named_parameters():
         weight.requires_grad_(name in predictor.rates)
     first = replace(first, history=[{"stage": "probe"} | entry for entry in first.history])
-    return go_on(config=member.config, name=member.name, begin=first)
+    if first.diverged or (limit and limit <= steps):
+        return first
+    return go_on(config=replace(member.config, max_steps=limit and limit - steps), name=member.name, begin=first)
 
 
 def _assembled(member: Member, origin: Origin, fitted_task: Task, fitted: Fitted) -> Predictor:
@@ -201,9 +214,10 @@ def _collapsed(members: Sequence[Member], fitted: Sequence[Fitted], fitted_task:
     A member without a finite value of the metric, or that diverged before its first evaluation, is one too.
     """
     metric = fitted[0].best.get("metric")
-    if metric is None or metric == "loss":
-        return [m.name for m, f in zip(members, fitted, strict=True) if f.diverged and len(f.history) == 0]
+    lost = [m.name for m, f in zip(members, fitted, strict=True) if f.diverged and not f.history]
     labels = [label for r in members[0].data.of("valid") for label in r.labels]
+    if metric is None or metric == "loss" or sum(label is not None for label in labels) < ENOUGH:
+        return lost if len(lost) < len(members) else []
     base: float = fitted_task.scores(fitted_task.baseline(len(labels)), labels)[metric] or 0.0
     sign = -1 if metric in LOWER_IS_BETTER else 1
     gains: list[float | None] = []
@@ -213,8 +227,8 @@ def _collapsed(members: Sequence[Member], fitted: Sequence[Fitted], fitted_task:
         gains.append(None if value is None else sign * (value - base))
     known = [gain for gain in gains if gain is not None]
     typical = statistics.median(known) if known else 0.0
-    if typical <= 0:
-        return []  # none of them learned anything: there is nothing to tell them apart by
+    if typical <= 0:  # none of them learned anything: there is nothing else to tell them apart by
+        return lost if len(lost) < len(members) else []
     return [m.name for m, gain in zip(members, gains, strict=True) if gain is None or gain < 0.5 * typical]
 
 

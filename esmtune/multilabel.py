@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from esmtune.classes import LEAST_SHARE, ClassWeights, balanced, check_options, class_errors, natural, yes_or_no
+from esmtune.classes import GAMMA, LEAST_SHARE, ClassWeights, balanced, check_options, class_errors, natural, yes_or_no
 from esmtune.kinds import Task, Total, task, weighed
 from esmtune.metrics import Scores, multilabel_scores
 from esmtune.records import Label, Marks
@@ -29,7 +29,7 @@ class Multilabel(Task):
     classes: tuple[str, ...]
     shares: tuple[float, ...]  # of the training points of which it is known, those that have the class
     loss_name: str = "cross-entropy"
-    gamma: float = 2.0
+    gamma: float = GAMMA
     label_smoothing: float = 0.0
     class_weights: ClassWeights = "none"
 
@@ -43,7 +43,7 @@ class Multilabel(Task):
         labels: Sequence[Label],
         *,
         loss: str = "cross-entropy",
-        gamma: float = 2.0,
+        gamma: float = GAMMA,
         label_smoothing: float = 0.0,
         class_weights: ClassWeights = "none",
     ) -> "Multilabel":

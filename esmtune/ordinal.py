@@ -11,6 +11,7 @@ from torch import Tensor
 
 from esmtune.classes import Named, counted, natural
 from esmtune.kinds import Total, task, weighed
+from esmtune.labels import as_number
 from esmtune.metrics import Scores, ordinal_scores
 from esmtune.records import Label
 
@@ -37,13 +38,20 @@ class Ordinal(Named):
 
         Args:
             labels: Of all training points.
-            order: All grades from the lowest to the highest, such as low,medium,high. Unless it is given, numbers
-                go by their size and words by the alphabet, which seldom is what words mean.
+            order: All grades from the lowest to the highest, such as low,medium,high. Numbers go by their size
+                unless it is given.
 
         Raises:
-            ValueError: for fewer than two grades, or an order that names one twice or leaves one out.
+            ValueError: for fewer than two grades, for words without an order, or an order that names one twice or
+                leaves one out.
         """
         counts = counted(labels)
+        words = sorted(name for name in counts if as_number(name) is None)
+        if words and not order:
+            raise ValueError(
+                f"the grades are words ({', '.join(words[:6])}), whose order nobody can tell. Say it, from lowest to "
+                f"highest: --task.order {','.join(words[:6])}, put right."
+            )
         grades = [name.strip() for name in order.split(",")] if order else sorted(counts, key=natural)
         missing = sorted(counts.keys() - set(grades), key=natural)
         if missing or len(set(grades)) < len(grades):

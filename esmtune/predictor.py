@@ -31,7 +31,9 @@ from esmtune.folders import (
     GOLDEN_TOLERANCE,
     WEIGHTS,
     check_digest,
+    check_needs,
     listed,
+    needed_modules,
     parsed,
     predictor_folder,
     read_predictor_json,
@@ -62,6 +64,7 @@ class Predictor(nn.Module, Predicting):
         widths = (dim, len(spec.layers)) if spec.mix else (self.features_dim, 1)
         self.head: Head = head.build(spec.head, widths[0], self.task.num_outputs, widths[1])
         self.head.tie(encoder)
+        self._check_head()
         self.masks = Masking(selected=self.task.masked) if isinstance(self.task, MLM) else None
         everything = frozenset(encoder.state_dict())
         self.moved = everything if spec.encoder.is_random else moved & everything
@@ -69,6 +72,19 @@ class Predictor(nn.Module, Predicting):
         self.reference: tuple[Tokens, Tensor] | None = None  # while the encoder moves: a sequence, its first features
         self.precision: Precision = "auto"  # of the encoder's matrix products
         self.rates: dict[str, float] = {}  # of the weights of the encoder that move, over the encoder's learning rate
+
+    def _check_head(self) -> None:
+        """Refuse a head whose outputs have another shape than the task takes: one's own may."""
+        dim = self.features_dim
+        residues = Representation(torch.zeros(2, dim), torch.zeros(5, dim), (2, 3), torch.zeros(2, dtype=torch.long))
+        with torch.no_grad(), evaluating(self.head):
+            got = tuple(self.head(residues).shape)
+        wanted = (2 if self.head.level == "sequence" else 5, self.task.num_outputs)
+        if got != wanted:
+            raise ValueError(
+                f"head {self.spec.head['name']!r} gives {got} for two sequences of 2 and 3 residues, but the task "
+                f"{self.task.name!r} takes {wanted}: a row a {self.head.level}, a column an output."
+            )
 
     def forward(self, x: Tokens | Pooled) -> Float[Tensor, "points outputs"]:
         """Outputs, from tokens or from what the head's pool made of them before.
@@ -154,6 +170,7 @@ class Predictor(nn.Module, Predicting):
                 **asdict(self.spec),
                 "encoder": {k: v for k, v in source.items() if k != "left_out"},
                 "weights": digests,
+                "needs": needed_modules(self.spec, self.task),
                 "golden": [{"sequence": s, "outputs": listed(o)} for s, o in zip(GOLDEN, golden, strict=True)],
             }
             del content["shape"]
@@ -178,6 +195,7 @@ class Predictor(nn.Module, Predicting):
             raise ValueError(
                 f"{folder} is an ensemble of {len(content['members'])}: take one, {folder / 'members' / '0'}."
             )
+        check_needs(content, folder)
         try:
             spec, digests, golden = parsed(content)
             moved, weights = saved_weights(folder, digests["sha256"])
@@ -211,7 +229,10 @@ class Predictor(nn.Module, Predicting):
             ValueError: if it has no adapters.
         """
         if not is_adapted(self.encoder):
-            raise ValueError(f"this predictor has no adapters to merge: it was tuned by {self.spec.tuning['name']!r}.")
+            raise ValueError(
+                f"this predictor has no adapters to merge: it was tuned by {self.spec.tuning['name']!r}, or is merged "
+                "already."
+            )
         new = copy.deepcopy(self)
         new.moved |= adapted_names(new.encoder)
         merge(new.encoder)

@@ -97,6 +97,8 @@ def _convert(value: Any, parameter: inspect.Parameter, what: str) -> Any:
         raise ValueError(f"{what}: got {value!r}; it can be {', '.join(map(repr, get_args(wanted)))}.")
     if wanted is tuple or get_origin(wanted) is tuple:
         return tuple(value)
+    if wanted is str and isinstance(value, list | tuple):
+        return ",".join(map(str, value))
     try:
         if wanted is bool and isinstance(value, str):
             return {"true": True, "false": False}[value.lower()]

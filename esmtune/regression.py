@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esmtune.kinds import Task, Total, task, weighed
-from esmtune.losses import check_loss, ranking
+from esmtune.losses import check_errors, check_loss, ranking
 from esmtune.losses import loss as losses
 from esmtune.metrics import Scores, regression_scores
 from esmtune.records import Censored, Label
@@ -98,7 +98,9 @@ class Regression(Task):
             return Total(self._disorder(x, value, side, torch.ones_like(x) if weight is None else weight), count)
         value, side = value.to(x.dtype), side.to(x.dtype)
         is_right = side * (x - value) > 0  # which no output is that is no number
-        return Total(weighed(losses[self.loss_name](x, value).where(~is_right, 0.0), weight), count)
+        errors = losses[self.loss_name](x, value)
+        check_errors(errors, x, self.loss_name)
+        return Total(weighed(errors.where(~is_right, 0.0), weight), count)
 
     def _disorder(self, x: Tensor, value: Tensor, side: Tensor, weight: Tensor) -> Float[Tensor, ""]:
         if not len(x):

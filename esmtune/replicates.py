@@ -42,7 +42,9 @@ def with_replicates(
         for group in _grouped(records, lambda r: (r.split, r.where if _has_bound(r, targets) else None, r.sequence))
         for record in ([_mean(group, targets)] if len(group) > 1 else group)
     ]
-    return averaged, [f"{said}{differing}; averaged: {len(records):,} rows became {len(averaged):,}."]
+    bounds = sum(_has_bound(record, targets) for record in averaged)
+    apart = f" ({counted_as(bounds, 'row')} with a bound cannot be averaged)" if bounds else ""
+    return averaged, [f"{said}{differing}; averaged: {len(records):,} rows became {len(averaged):,}{apart}."]
 
 
 def weighted(records: list[Record], column: str | None) -> list[Record]:

@@ -1,7 +1,7 @@
 """A linear map with a penalty on its size, found in one go; how large a penalty is told by held-out data.
 
 Of squared errors this is ridge regression (Hoerl and Kennard 1970, https://doi.org/10.1080/00401706.1970.10488634),
-of cross-entropies penalized logistic regression. From few labels nothing that is trained step by step is better.
+of cross-entropies penalized logistic regression.
 """
 
 from collections.abc import Callable, Sequence

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+import esmtune
 from esmtune.config import Part, TrainConfig
 from esmtune.curation import Curated
 from esmtune.labels import written
@@ -104,7 +105,11 @@ def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig) -> dic
         "level": dataset.level,
         "encoder": spec.encoder.name,
         "tuning": spec.tuning["name"],
-        "records": {split: len(dataset.of(split)) for split in ("train", "valid", "test")},
+        "records": {
+            "train": len(dataset.of("train")),
+            "valid": len(dataset.of("train" if trained.by_fold else "valid")),
+            "test": len(dataset.of("test")),
+        },
         "baselines": {},
     }
     if len(trained.members) == 1:
@@ -116,9 +121,8 @@ def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig) -> dic
     ignorant = fit_task(dataset, _without_loss(config.task))
     count = len(trained.outputs)
     # With folds every training record was held out once, and what its own member said of it is its validation.
-    by_fold = len(trained.members) > 1 and trained.members[0].name.startswith("fold")
     for split in ("valid", "test"):
-        asked = "train" if by_fold and split == "valid" else split
+        asked = "train" if trained.by_fold and split == "valid" else split
         scores = scores_of(task, trained.outputs, dataset, asked)
         if scores:
             metrics[split] = scores
@@ -130,7 +134,7 @@ def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig) -> dic
 
 def _without_loss(asked: Part | None) -> Part | None:
     """Options of a task without those that say how it is trained, which the baseline is not."""
-    return None if asked is None else {k: v for k, v in asked.items() if k in ("name", "order")}
+    return None if asked is None else {k: v for k, v in asked.items() if k in ("name", "order", "masked")}
 
 
 def predictions_of(trained: "Trained", dataset: Dataset) -> pl.DataFrame:
@@ -146,7 +150,7 @@ def predictions_of(trained: "Trained", dataset: Dataset) -> pl.DataFrame:
     frame = pl.DataFrame(asked, strict=False)
     kept = [n for n, m in enumerate(trained.members) if m.name not in trained.collapsed]
     details = dataset.level == "sequence"
-    if trained.members[0].name.startswith("fold"):
+    if trained.by_fold:
         answers = trained.outputs[None]
         folds = [None] * len(records)
         for number, member in enumerate(trained.members):
@@ -166,7 +170,7 @@ def resolved(config: TrainConfig, curated: Curated, spec: "Spec") -> TrainConfig
     task_options = config.task if kind == "multitask" else task.resolve({**(config.task or {}), "name": kind})
     return replace(
         config,
-        target=columns.target,
+        target=_targets(curated),
         level=curated.dataset.level if kind != "mlm" else None,
         mask=columns.mask,
         folds=curated.folds,
@@ -183,6 +187,14 @@ def resolved(config: TrainConfig, curated: Curated, spec: "Spec") -> TrainConfig
         head=dict(spec.head),
         tuning=dict(spec.tuning),
     )
+
+
+def _targets(curated: Curated) -> tuple[str, ...] | None:
+    """The columns with labels; where there are several targets, each with its kind."""
+    targets = curated.dataset.targets
+    if len(targets) == 1:
+        return curated.columns.target
+    return tuple(f"{target.name}:{target.kind}" for target in targets)
 
 
 def _whole_path(name: str) -> str:
@@ -216,7 +228,6 @@ def _environment(run: Run, dataset: Dataset, seconds: float) -> dict[str, Any]:
     import torch
 
     packages = (
-        "esmtune",
         "torch",
         "lightning-fabric",
         "polars",
@@ -226,9 +237,10 @@ def _environment(run: Run, dataset: Dataset, seconds: float) -> dict[str, Any]:
         "safetensors",
         "peft",
     )
+    versions = {"python": platform.python_version(), "esmtune": esmtune.__version__}
     device = run.predictor.device
     return {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": versions | {name: version(name) for name in packages},
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"

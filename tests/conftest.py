@@ -27,6 +27,7 @@ TEN = (
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+os.environ["ESMTUNE_PRECISION"] = "float32"  # what tests are exact about, whatever this processor has
 os.environ["ESMTUNE_CACHE"] = "none"  # what a test computes comes from no other test; also for their processes
 
 

@@ -13,16 +13,24 @@ OPTIONS = {"epochs": 2, "valid_fraction": 0.2, "test_fraction": 0.2}
 
 @pytest.mark.parametrize(("amx", "avx512", "expected"), [(1, 1, "bfloat16"), (0, 1, "bfloat16"), (0, 0, "float32")])
 def test_auto_takes_bfloat16_where_a_processor_has_units_for_it(monkeypatch, amx, avx512, expected):
+    monkeypatch.delenv("ESMTUNE_PRECISION")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: bool(amx))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(avx512))
     assert choose_precision("auto", "cpu") == expected
     assert choose_precision("float32", "cpu") == "float32"
     assert choose_precision("bfloat16", "cpu") == "bfloat16"
     assert choose_precision("auto", "mps") == "float32"
+    monkeypatch.setenv("ESMTUNE_PRECISION", "bfloat16")
+    assert choose_precision("auto", "cpu") == "bfloat16"
+    assert choose_precision("float32", "cpu") == "float32"
+    monkeypatch.setenv("ESMTUNE_PRECISION", "half")
+    with pytest.raises(ValueError, match="ESMTUNE_PRECISION is 'half', expected one of auto, float32, bfloat16"):
+        choose_precision("auto", "cpu")
 
 
 @pytest.mark.parametrize("has", [True, False])
 def test_auto_takes_what_a_gpu_has(monkeypatch, has):
+    monkeypatch.delenv("ESMTUNE_PRECISION")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has or including_emulation)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto") == "cuda"
@@ -59,6 +67,4 @@ def test_weights_norms_and_heads_stay_in_float32(tiny):
 def test_golden_rows_are_in_float32(tiny, tmp_path):
     esmtune.train(ROWS, encoder=str(tiny), tuning="full", precision="bfloat16", out=tmp_path / "run", **OPTIONS)
     esmtune.load(tmp_path / "run", verify=True)
-    assert (
-        esmtune.predict(tmp_path / "run", list(TEN), verify=True, precision="bfloat16")["problem"].null_count() == 10
-    )
+    assert esmtune.predict(tmp_path / "run", list(TEN), verify=True, precision="bfloat16")["problem"].null_count() == 10

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import esmtune
 from esmtune.config import TrainConfig
 from esmtune.curation import curate_labeled, curate_training
 from esmtune.datasets import find_columns, read_rows
@@ -412,11 +413,49 @@ def test_several_targets_have_each_their_kind_and_blanks():
     ]
 
 
-def test_several_targets_are_not_asked_about():
-    columns = {"sequence": proteins(30), "grade": [0, 1, 2] * 10, "loc": ["a", "b", "c"] * 10, "go": ["x;y", "y"] * 15}
-    columns["go"][0] = "x;z"
-    dataset = curate(columns, target=("grade", "loc", "go"))
-    assert [target.kind for target in dataset.targets][:2] == ["regression", "multiclass"]
+def test_each_of_several_targets_has_a_kind_of_its_own():
+    columns = {"sequence": proteins(30), "tm": [x + 0.5 for x in range(30)], "grade": [0, 1, 2] * 10}
+    columns |= {"loc": ["a", "b", "c"] * 10, "go": ["x;y", "y"] * 15, "a:b": ["p", "q"] * 15}
+    with pytest.raises(ValueError, match=r"'grade': .* --target grade:regression, --target grade:mult"):
+        curate(columns, target=("tm", "grade"))
+    with pytest.raises(ValueError, match=r"'loc': .* say --target loc:multiclass"):
+        curate(columns, target=("tm", "loc"))
+    with pytest.raises(ValueError, match=r"'go': .* --target go:multilabel"):
+        curate(columns, target=("tm", "go"))
+    dataset = curate(columns, target=("tm", "grade:ordinal", "loc:multiclass", "go:multilabel", "a:b"))
+    kinds = {target.name: target.kind for target in dataset.targets}
+    assert kinds == {
+        "tm": "regression", "grade": "ordinal", "loc": "multiclass", "go": "multilabel", "a:b": "binary",
+    }  # fmt: skip
+    assert labels_of(dataset)[1][0][:3] == (1.5, "1", "b")
+    assert curate(columns, target=("grade:ordinal",)).kind == "ordinal"
+    with pytest.raises(ValueError, match="no task 'grades'"):
+        curate(columns, target=("tm", "grade:grades"))
+    with pytest.raises(ValueError, match="mlm is not of one column"):
+        curate(columns, target=("tm", "grade:mlm"))
+    with pytest.raises(ValueError, match="no column 'grad:ordinal'"):
+        curate(columns, target=("tm", "grad:ordinal"))
+
+
+def test_a_run_of_several_targets_is_repeated_from_its_configuration(tiny, tmp_path):
+    rows = pl.DataFrame({"sequence": proteins(30), "tm": [float(x) for x in range(30)], "grade": [0, 1, 2] * 10})
+    rows.write_csv(tmp_path / "d.csv")
+    options = {"encoder": str(tiny), "max_steps": 2}
+    run = esmtune.train(tmp_path / "d.csv", target=["tm:regression", "grade:ordinal"], out=tmp_path / "run", **options)
+    assert run.config.target == ("tm:regression", "grade:ordinal")
+    again = esmtune.train(tmp_path / "d.csv", target=run.config.target, **options)
+    assert again.history == run.history
+    assert esmtune.evaluate(tmp_path / "run", tmp_path / "d.csv")["records"] == 30
+
+
+def test_bounds_alone_are_asked_about():
+    columns = {"sequence": proteins(6), "y": [">10", "<0.1", ">20", "<0.1", ">10", ">10"]}
+    with pytest.raises(ValueError, match=r"the labels are bounds alone \(<0\.1, >10, >20\)"):
+        curate(columns)
+    assert curate(columns, task="regression").kind == "regression"
+    assert curate(columns, task="multiclass").kind == "multiclass"
+    columns["y"][2] = ">10"
+    assert curate(columns).kind == "binary"
 
 
 @pytest.mark.parametrize(("kind", "value"), [("regression", 1.0), ("multiclass", "1"), ("ordinal", "1")])
@@ -460,7 +499,9 @@ def test_what_is_wrong_with_several_targets_names_the_one():
 def test_classes_of_held_out_rows_that_training_lacks():
     splits = ["train", "train", "valid", "test"]
     columns = {"sequence": proteins(4), "split": splits, "x": [1.5, 2, 3, 4], "y": ["a", "b", "a", "c"]}
-    assert reasons(columns, target=("x", "y")) == ["the class 'c' in 'y' of this test row is in no training row"]
+    assert reasons(columns, target=("x", "y:multiclass")) == [
+        "the class 'c' in 'y' of this test row is in no training row"
+    ]
     columns = {"sequence": ["MK", "GG", "AVL", "LI"], "split": splits, "label": ["HE", "EC", "HEX", "HE"]}
     assert reasons(columns) == ["the class 'X' of residue 3 of this valid row is in no training row"]
     columns = {"sequence": proteins(4), "split": splits, "label": ["a;b", "b", "a;z", ";"]}

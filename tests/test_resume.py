@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import esmtune
+from esmtune.journal import write_entry
 from tests.conftest import TEN, in_new_process
 
 OPTIONS = {
@@ -156,6 +157,7 @@ def test_a_stopped_run_is_not_overwritten_unasked(table, tiny, tmp_path):
     journal = tmp_path / "run.unfinished"
     journal.mkdir()
     (journal / "identity.json").write_text("{}")
+    write_entry(journal / "seed-0.safetensors", ({}, {}))
     with pytest.raises(ValueError, match="Go on with --resume, or start anew with --overwrite"):
         esmtune.train(table, out=out, encoder=str(tiny), **OPTIONS)
     with pytest.raises(ValueError, match="that is another run"):
@@ -182,3 +184,30 @@ def test_a_mistake_leaves_no_journal_behind(table, tiny, tmp_path):
     with pytest.raises(ValueError, match="no layer 9"):
         esmtune.train(table, out=tmp_path / "run", encoder=str(tiny), layers="9")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_was_stopped_before_it_had_anything_begins_anew(table, tiny, tmp_path):
+    (tmp_path / "run.unfinished").mkdir()
+    (tmp_path / "run.unfinished" / "identity.json").write_text("{}")
+    esmtune.train(table, out=tmp_path / "run", encoder=str(tiny), epochs=1)
+    assert not (tmp_path / "run.unfinished").exists()
+
+
+def test_a_run_goes_on_only_with_the_encoder_it_began_with(table, tmp_path):
+    from esmtune.encoders import save_huggingface
+    from esmtune.events import Terminated
+    from tests.conftest import tiny_encoder
+
+    def stop(event):
+        if getattr(event, "stage", "") == "training" and event.done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    options = {"out": tmp_path / "run", "encoder": str(tmp_path / "encoder"), **OPTIONS}
+    save_huggingface(tiny_encoder(), tmp_path / "encoder")
+    with pytest.raises(Terminated):
+        esmtune.train(table, watch=stop, **options)
+    save_huggingface(tiny_encoder(seed=1), tmp_path / "encoder")
+    with pytest.raises(ValueError, match="had another encoder's SHA-256"):
+        esmtune.train(table, resume=True, **options)
+    with pytest.raises(ValueError, match="had patience 99, but now it is 98"):
+        esmtune.train(table, resume=True, **options | {"patience": 98})

@@ -19,6 +19,9 @@ LENGTHS = [(sequence, len(sequence) / 100) for sequence in TEN]
 EVERYTHING = {"valid_fraction": 0.0, "test_fraction": 0.0, "folds": 1, "head": "mlp"}
 
 
+TEN_UNLABELED = pl.DataFrame({"sequence": TEN})
+
+
 def train(tiny, rows=LENGTHS, **options):
     return esmtune.train(rows, encoder=str(tiny), **{"tuning": "full", **EVERYTHING, **options})
 
@@ -72,7 +75,7 @@ def test_ten_sequences_can_be_memorized_by_every_tuning(tiny, name):
 
 
 def test_language_modeling_learns_the_sequences_that_it_sees(tiny):
-    options = {"task": "mlm", "epochs": 60, "global_batch_size": 10, "encoder_learning_rate": 3e-3,
+    options = {"task": "mlm", "epochs": 200, "global_batch_size": 10, "encoder_learning_rate": 3e-3,
                "head_learning_rate": 3e-3}  # fmt: skip
     run = train(tiny, pl.DataFrame({"sequence": SHORT}), **options | {"head": None})
     losses = [entry["train_loss"] for entry in run.history]
@@ -281,7 +284,7 @@ def test_random_weights_are_said_everywhere(tmp_path, shell):
     table = tmp_path / "ten.csv"
     table.write_text("sequence,target\n" + "".join(f"{s},{x}\n" for s, x in LENGTHS))
     out = tmp_path / "run"
-    options = ["--encoder", "random:esm2_t6_8M_UR50D", "--max-steps", 1, "--out", out]
+    options = ["--encoder", "random:esm2_t6_8M_UR50D", "--max-steps", 1, "--folds", 1, "--out", out]
     answer = shell("train", table, *options)
     assert answer.code == 0
     assert "RANDOM" in answer.err
@@ -298,3 +301,58 @@ def test_the_head_may_be_given_whole(tiny):
     run = train(tiny, head={"name": "mlp", "hidden": 8, "dropout": 0.5, "pool": "cls"}, max_steps=1)
     assert run.predictor.spec.head == {"name": "mlp", "hidden": 8, "depth": 2, "dropout": 0.5, "pool": "cls"}
     assert run.predictor.head.hidden.weight.shape == (8, 96)  # three layers side by side
+
+
+def test_heads_that_see_residues_see_one_layer_unless_asked(tiny):
+    for name, layers in [("mlp", "0,1,2"), ("attention", "2"), ("light-attention", "2"), ("conv", "2")]:
+        assert train(tiny, head=name, max_steps=1).config.layers == layers
+    assert train(tiny, head="attention", layers="all", max_steps=1).config.layers == "0,1,2"
+
+
+def test_auto_counts_sequences_and_not_residues(tiny):
+    rows = [(sequence, "HE"[:1] * (len(sequence) - 1) + "E") for sequence in TEN]
+    assert train(tiny, rows, tuning="auto", max_steps=1).config.tuning["name"] == "frozen"
+
+
+def test_all_steps_of_both_stages_are_no_more_than_asked_for(tiny):
+    for limit, probed in [(3, 3), (12, 10)]:
+        run = train(tiny, tuning={"name": "probe-then-full", "probe_epochs": 2}, max_steps=limit, global_batch_size=2)
+        steps = {stage: max((e["step"] for e in run.history if e.get("stage") == stage), default=0)
+                 for stage in ("probe", None)}  # fmt: skip
+        assert steps == {"probe": probed, None: limit - probed}
+
+
+def test_a_new_language_model_expects_every_symbol_alike(tiny):
+    run = train(tiny, TEN_UNLABELED, task="mlm", max_steps=1, encoder_learning_rate=0.0, valid_fraction=0.3)
+    assert run.metrics["valid"]["perplexity"] == pytest.approx(33, rel=0.1)
+
+
+def test_the_baseline_guesses_the_residues_that_the_predictor_guesses(tiny):
+    found = [
+        train(tiny, TEN_UNLABELED, task={"name": "mlm", "masked": share}, max_steps=1, valid_fraction=0.3)
+        for share in (0.15, 0.6)
+    ]
+    one, other = (run.metrics["baselines"]["valid"]["perplexity"] for run in found)
+    assert one != other
+
+
+def test_options_without_effect_are_refused(tiny):
+    rows = [(sequence, "ab"[place % 2]) for place, sequence in enumerate(TEN)]
+    with pytest.raises(ValueError, match=r"gamma is 3\.0, but the loss 'cross-entropy' has none"):
+        train(tiny, rows, task={"name": "binary", "gamma": 3.0})
+    with pytest.raises(ValueError, match="compares the sequences of a step, but --global-batch-size is 1"):
+        train(tiny, task={"name": "regression", "loss": "pairwise"}, global_batch_size=1)
+    for name in ("head_learning_rate", "clip", "ema"):
+        with pytest.raises(ValueError, match=f"{name} is inf, expected 0 or more"):
+            train(tiny, **{name: float("inf")})
+
+
+def test_the_same_sequence_on_both_sides_of_a_split_is_said(tiny):
+    said = []
+    rows = pl.DataFrame({"sequence": [*TEN, TEN[0], TEN[1]], "label": [float(x) for x in range(12)],
+                         "split": ["train"] * 8 + ["valid", "test", "test", "train"]})  # fmt: skip
+    train(tiny, rows, max_steps=1, folds=None, watch=said.append)
+    texts = [getattr(event, "text", "") for event in said]
+    assert [text for text in texts if "LEAK" in text] == [
+        "LEAK: 1 of the 2 test rows have a sequence that is trained on."
+    ]
