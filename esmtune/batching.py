@@ -1,10 +1,12 @@
 """Records of similar length, together, under a budget of tokens."""
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
+T = TypeVar("T")
 SPECIALS = 2  # <cls> and <eos>
 
 
@@ -18,6 +20,10 @@ class Budget:
     def __post_init__(self):
         if self.tokens < 1 or (self.sequences is not None and self.sequences < 1):
             raise ValueError(f"a batch holds at least one token and one sequence, got {self}.")
+
+    def halved(self, sequences: int) -> "Budget":
+        """Half of it, where a batch of so many sequences was too much."""
+        return replace(self, tokens=max(1, self.tokens // 2), sequences=max(1, sequences // 2))
 
 
 def by_length(indices: Sequence[int], lengths: Sequence[int], budget: Budget) -> Iterator[list[int]]:
@@ -54,6 +60,41 @@ def remaining(
     if all(missing.issuperset(batch) for batch in touched):
         return touched
     return list(by_length(sorted(missing), lengths, budget))
+
+
+def halving(batch: Sequence[int], compute: Callable[[Sequence[int]], T]) -> Iterator[tuple[Sequence[int], T]]:
+    """Compute a batch; what does not fit into memory is halved and computed again, so that no record is lost.
+
+    Yields parts of the batch, in its order, and what came of each.
+
+    Raises:
+        TooLittleMemoryError: if a single sequence does not fit.
+    """
+    left = [batch]
+    while left:
+        part = left.pop()
+        try:
+            found = compute(part)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(part) < 2:
+                raise TooLittleMemoryError(
+                    "a single sequence does not fit into memory. Cut long ones: --max-length."
+                ) from None
+            half = len(part) // 2
+            left += [part[half:], part[:half]]
+            continue
+        yield part, found
+
+
+class TooLittleMemoryError(ValueError):
+    """There is too little memory for the least that can be computed at once."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no memory left; torch has a class of its own for GPUs alone."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def shuffled(count: int, size: int, *, seed: int, epoch: int) -> Iterator[list[int]]:

@@ -6,7 +6,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from esmtune.batching import Budget, remaining
+from esmtune.batching import Budget, halving, remaining
 from esmtune.cache import Cache, Collector, Kind, Vectors
 from esmtune.config import Pooling, Precision
 from esmtune.devices import choose_precision, products
@@ -70,7 +70,8 @@ def embed_sequences(
     missing = [first for first, arrays in zip(firsts, kept, strict=True) if arrays is None]
     done = len(sequences) - sum(len(places[sequences[first]]) for first in missing)
     for batch in remaining(firsts, missing, lengths, Budget(tokens=tokens_per_batch)):
-        found = vectors_of(encoder, [sequences[i] for i in batch], wanted, pool, precision)
+        parts = halving(batch, lambda part: vectors_of(encoder, [sequences[i] for i in part], wanted, pool, precision))
+        found = [arrays for _, part in parts for arrays in part]
         for index, arrays in zip(batch, found, strict=True):
             put(sequences[index], arrays)
             done += len(places[sequences[index]])

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from esmtune.batching import Budget, remaining
+from esmtune.batching import Budget, halving, remaining
 from esmtune.cache import SHARD_BYTES, Collector, Kind, Vectors, cache_at
 from esmtune.config import TrainConfig
 from esmtune.devices import evaluating
@@ -145,9 +145,9 @@ def gathered(
     with evaluating(predictor):
         for number, batch in enumerate(batches):
             if number % fabric.world_size == fabric.global_rank:
-                answers = compute(batch).float().cpu().split([counts[i] for i in batch])
-                for index, answer in zip(batch, answers, strict=True):
-                    rows[index].copy_(answer)
+                for part, found in halving(batch, compute):
+                    for index, answer in zip(part, found.float().cpu().split([counts[i] for i in part]), strict=True):
+                        rows[index].copy_(answer)
             tell(len(batch))
     if fabric.world_size > 1:
         whole = sum_over_processes(fabric, torch.cat([torch.empty(0, width), *rows.values()]))

@@ -1,6 +1,6 @@
 """The gradient of a global batch's loss, however the batch is split into micro-batches and over processes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +8,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from esmtune.batching import TooLittleMemoryError, is_out_of_memory
+from esmtune.events import Notice
 from esmtune.features import sum_over_processes
 from esmtune.inputs import Inputs
 from esmtune.predictor import Predictor
@@ -51,6 +53,34 @@ def backward(
     if given is not None and fabric.is_global_zero:
         total = given[1]
     return total
+
+
+def affordable(
+    step: Callable[..., Total], fabric: Fabric, model: Any, inputs: Inputs, batch: list[int], *rest: Any
+) -> Total:
+    """Take a step; if there is no memory for it, take it again from the beginning in smaller micro-batches.
+
+    These are kept for the steps that follow. Processes that wait for each other cannot start over: for them it ends.
+
+    Raises:
+        TooLittleMemoryError: if a single sequence does not fit.
+    """
+    while True:
+        try:
+            return step(fabric, model, inputs, batch, *rest)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or fabric.world_size > 1:
+                raise
+            most = max(map(len, inputs.mine(batch)))
+            if most < 2:
+                raise TooLittleMemoryError(
+                    "a step of a single sequence does not fit into memory. Move less of the encoder (--tuning lora or "
+                    "last), or cut long sequences (--max-length)."
+                ) from None
+            inputs.budget = inputs.budget.halved(most)
+            for weight in model.parameters():
+                weight.grad = None
+            inputs.watch(Notice(f"Out of memory: on with at most {inputs.budget.sequences} sequences a pass."))
 
 
 def _gradient_of_outputs(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from esmtune.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
 from esmtune.adapter_files import load_adapter, save_adapter
 from esmtune.adapters import adapter_weights, is_adapted, merge
-from esmtune.batching import Budget, by_length
+from esmtune.batching import Budget, by_length, halving
 from esmtune.checkpoints import file_digest
 from esmtune.config import TOKENS_PER_BATCH, Precision
 from esmtune.devices import evaluating, products
@@ -281,16 +281,21 @@ def answers_of(
     rows: list[list[Tensor]] = [[torch.empty(0)] * len(sequences) for _ in members]
     lengths = [len(sequence) for sequence in sequences]
     done = 0
+
+    def compute(batch: Sequence[int]) -> list[Tensor]:
+        tokens = Tokens.of([sequences[i] for i in batch], torch.tensor(batch)).to(first.device)
+        seen = first.seen(masked(tokens, first.masks)[0] if hide and first.masks else tokens)
+        return [member.head(seen).float().cpu() for member in members]
+
     with ExitStack() as stack:
         for member in members:
             stack.enter_context(evaluating(member))
         for batch in by_length(range(len(sequences)), lengths, Budget(tokens=tokens_per_batch)):
-            tokens = Tokens.of([sequences[i] for i in batch], torch.tensor(batch)).to(first.device)
-            tokens = masked(tokens, first.masks)[0] if hide and first.masks else tokens
-            seen, counts = first.seen(tokens), first.points([sequences[i] for i in batch])
-            for member, column in zip(members, rows, strict=True):
-                for index, answer in zip(batch, member.head(seen).float().cpu().split(counts), strict=True):
-                    column[index] = answer
+            for part, found in halving(batch, compute):
+                counts = first.points([sequences[i] for i in part])
+                for answers, column in zip(found, rows, strict=True):
+                    for index, answer in zip(part, answers.split(counts), strict=True):
+                        column[index] = answer
             done += len(batch)
             watch(Progress("predicting", done, len(sequences), "sequences"))
     return torch.stack([concatenated(column, first.task.num_outputs) for column in rows])
