@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-import esmtune
 from esmtune.config import Part, TrainConfig
 from esmtune.curation import Curated
 from esmtune.labels import written
@@ -228,6 +227,7 @@ def _environment(run: Run, dataset: Dataset, seconds: float) -> dict[str, Any]:
     import torch
 
     packages = (
+        "esmtune",
         "torch",
         "lightning-fabric",
         "polars",
@@ -237,10 +237,9 @@ def _environment(run: Run, dataset: Dataset, seconds: float) -> dict[str, Any]:
         "safetensors",
         "peft",
     )
-    versions = {"python": platform.python_version(), "esmtune": esmtune.__version__}
     device = run.predictor.device
     return {
-        "versions": versions | {name: version(name) for name in packages},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
