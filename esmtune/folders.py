@@ -3,21 +3,27 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor
 
+from esmtune.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
+from esmtune.adapter_files import save_adapter
+from esmtune.adapters import is_adapted
 from esmtune.checkpoints import file_digest, read_safetensors
 from esmtune.encoders import Source
-from esmtune.esm2 import ESM2Config
+from esmtune.esm2 import ESM2, ESM2Config
 from esmtune.heads import head
 from esmtune.losses import class_loss, loss, ranking
 from esmtune.predicting import Spec
 from esmtune.records import Target
 from esmtune.tasks import Task
 from esmtune.tuning import tuning
+from esmtune.writers import whole_folder
 
 FORMAT_VERSION = 2
 
@@ -42,6 +48,39 @@ def predictor_folder(path: str | os.PathLike[str]) -> Path | None:
     return next((folder for folder in folders if (folder / "predictor.json").is_file()), None)
 
 
+def write_predictor(
+    folder: Path, spec: Spec, fitted: Task, encoder: ESM2, weights: dict[str, Tensor], golden: Sequence[Tensor]
+) -> None:
+    """Write a predictor, whole or not at all: its weights, those of adapters apart, what it is, and golden outputs.
+
+    Raises:
+        ValueError: for a folder with other things in it.
+    """
+    known = {"predictor.json", WEIGHTS, ADAPTER}
+    strangers = {p.name for p in folder.iterdir()} - known if folder.is_dir() else set()
+    if strangers or folder.is_file():
+        what = f"holds {min(strangers)!r}" if strangers else "is a file"
+        raise ValueError(f"{folder} {what}, and would be lost. Save the predictor to another folder.")
+    with whole_folder(folder) as temporary:
+        save_file(weights, temporary / WEIGHTS)
+        digests = {"sha256": file_digest(temporary / WEIGHTS)}
+        if is_adapted(encoder):
+            save_adapter(encoder, temporary / ADAPTER, base=spec.encoder.name)
+            digests["adapter_sha256"] = file_digest(temporary / ADAPTER / ADAPTER_WEIGHTS)
+        source = asdict(spec.encoder) | asdict(spec.shape)
+        content = {
+            "format_version": FORMAT_VERSION,
+            **asdict(spec),
+            "encoder": {k: v for k, v in source.items() if k != "left_out"},
+            "weights": digests,
+            "needs": needed_modules(spec, fitted),
+            "golden": [{"sequence": s, "outputs": _listed(o)} for s, o in zip(GOLDEN, golden, strict=True)],
+        }
+        del content["shape"]
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        (temporary / "predictor.json").write_text(text + "\n", encoding="utf-8")
+
+
 def saved_weights(folder: Path, sha256: str) -> tuple[frozenset[str], dict[str, Tensor]]:
     """The weights of a folder, and which of them are the encoder's."""
     check_digest(folder / WEIGHTS, sha256)
@@ -59,7 +98,7 @@ def check_digest(file: Path, sha256: str) -> None:
         raise ValueError(f"{file} is not the file that was saved (its checksum differs). Copy the run anew.")
 
 
-def listed(outputs: Tensor) -> list[Any]:
+def _listed(outputs: Tensor) -> list[Any]:
     """Outputs as JSON has them: of a sequence its row, of residues a row each."""
     return outputs[0].tolist() if len(outputs) == 1 else outputs.tolist()
 

@@ -1,24 +1,21 @@
 """Everything between a sequence and its prediction, and how it lies on disk."""
 
 import copy
-import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from esmtune.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
-from esmtune.adapter_files import load_adapter, save_adapter
+from esmtune.adapter_files import load_adapter
 from esmtune.adapters import adapter_weights, is_adapted, merge
 from esmtune.batching import Budget, by_length, halving
-from esmtune.checkpoints import file_digest
 from esmtune.config import TOKENS_PER_BATCH, Precision
 from esmtune.devices import evaluating, products
 from esmtune.encoders import Source, encoder_digest, load_encoder
@@ -26,18 +23,16 @@ from esmtune.esm2 import ESM2, LMHead, Representation, Tokens
 from esmtune.events import Progress, Watcher, silent
 from esmtune.folders import (
     ADAPTER,
-    FORMAT_VERSION,
     GOLDEN,
     GOLDEN_TOLERANCE,
     WEIGHTS,
     check_digest,
     check_needs,
-    listed,
-    needed_modules,
     parsed,
     predictor_folder,
     read_predictor_json,
     saved_weights,
+    write_predictor,
 )
 from esmtune.heads import Head, LanguageModel, head
 from esmtune.masking import Masking, masked
@@ -45,7 +40,6 @@ from esmtune.pooling import Pooled
 from esmtune.predicting import Predicting, Spec, concatenated
 from esmtune.records import Level
 from esmtune.tasks import MLM, Task, task
-from esmtune.writers import whole_folder
 
 
 class Predictor(nn.Module, Predicting):
@@ -149,33 +143,8 @@ class Predictor(nn.Module, Predicting):
 
         What the encoder shares with `spec.encoder` is not written, unless `self_contained`.
         """
-        folder = Path(folder)
-        strangers = (
-            {p.name for p in folder.iterdir()} - {"predictor.json", WEIGHTS, ADAPTER} if folder.is_dir() else set()
-        )
-        if strangers or folder.is_file():
-            what = f"holds {min(strangers)!r}" if strangers else "is a file"
-            raise ValueError(f"{folder} {what}, and would be lost. Save the predictor to another folder.")
-        weights = self._weights(self_contained)
-        golden = self._golden(GOLDEN).split(self.points(GOLDEN))
-        with whole_folder(folder) as temporary:
-            save_file(weights, temporary / WEIGHTS)
-            digests = {"sha256": file_digest(temporary / WEIGHTS)}
-            if is_adapted(self.encoder):
-                save_adapter(self.encoder, temporary / ADAPTER, base=self.spec.encoder.name)
-                digests["adapter_sha256"] = file_digest(temporary / ADAPTER / ADAPTER_WEIGHTS)
-            source = asdict(self.spec.encoder) | asdict(self.spec.shape)
-            content = {
-                "format_version": FORMAT_VERSION,
-                **asdict(self.spec),
-                "encoder": {k: v for k, v in source.items() if k != "left_out"},
-                "weights": digests,
-                "needs": needed_modules(self.spec, self.task),
-                "golden": [{"sequence": s, "outputs": listed(o)} for s, o in zip(GOLDEN, golden, strict=True)],
-            }
-            del content["shape"]
-            text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-            (temporary / "predictor.json").write_text(text + "\n", encoding="utf-8")
+        outputs = self._golden(GOLDEN).split(self.points(GOLDEN))
+        write_predictor(Path(folder), self.spec, self.task, self.encoder, self._weights(self_contained), outputs)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, encoder: str | None = None, verify: bool = False) -> "Predictor":
