@@ -165,7 +165,7 @@ def test_a_failure_while_saving_leaves_nothing(tiny, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("esmtune.predictor.save_file", fail)
+    monkeypatch.setattr("esmtune.folders.save_file", fail)
     with pytest.raises(OSError, match="no space"):
         predictor.save(tmp_path / "deep" / "p")
     assert list((tmp_path / "deep").iterdir()) == []
@@ -176,7 +176,7 @@ def test_a_failure_while_writing_a_run_leaves_what_was_there(tiny, tmp_path, mon
     files = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
     metrics = (tmp_path / "run" / "metrics.json").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("esmtune.predictor.save_file", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        patch.setattr("esmtune.folders.save_file", lambda *_: (_ for _ in ()).throw(OSError("full")))
         for name, overwrite in (("run", True), ("new", False)):
             with pytest.raises(OSError, match="full"):
                 train(tiny, out=tmp_path / name, overwrite=overwrite, seed=1, log=["csv"])
