@@ -1,4 +1,4 @@
-"""The shell: the only room that prints or exits."""
+"""The shell: the only room that prints or exits, past 300 lines because every command's options stand here once."""
 
 import importlib
 import os

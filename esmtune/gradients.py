@@ -1,6 +1,6 @@
 """The gradient of a global batch's loss, however the batch is split into micro-batches and over processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,9 +56,9 @@ def backward(
 
 
 def affordable(
-    step: Callable[..., Total], fabric: Fabric, model: Any, inputs: Inputs, batch: list[int], *rest: Any
+    fabric: Fabric, model: Any, inputs: Inputs, batch: list[int], targets: Tensor, weights: Tensor, seed: int
 ) -> Total:
-    """Take a step; if there is no memory for it, take it again from the beginning in smaller micro-batches.
+    """What `backward` does; if there is no memory for it, again from the beginning in smaller micro-batches.
 
     These are kept for the steps that follow. Processes that wait for each other cannot start over: for them it ends.
 
@@ -67,7 +67,7 @@ def affordable(
     """
     while True:
         try:
-            return step(fabric, model, inputs, batch, *rest)
+            return backward(fabric, model, inputs, batch, targets, weights, seed)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or fabric.world_size > 1:
                 raise

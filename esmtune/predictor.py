@@ -1,4 +1,7 @@
-"""Everything between a sequence and its prediction, and how it lies on disk."""
+"""Everything between a sequence and its prediction, and how it lies on disk.
+
+Past 300 lines, because loading one may load another, as its encoder: class and loading cannot part.
+"""
 
 import copy
 import os

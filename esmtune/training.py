@@ -12,7 +12,7 @@ from torch import Tensor
 from esmtune.config import TrainConfig
 from esmtune.events import Notice, Progress, Terminated, Watcher
 from esmtune.features import Kept, sum_over_processes
-from esmtune.gradients import affordable, backward, nothing
+from esmtune.gradients import affordable, nothing
 from esmtune.inputs import Inputs
 from esmtune.journal import Journal
 from esmtune.masking import guessed
@@ -87,7 +87,7 @@ def train_once(
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * schedule.factor(step)
                 seed = dropout_seed(config.seed, epoch)
-                total = affordable(backward, fabric, model, inputs, batch, targets, weights, seed)
+                total = affordable(fabric, model, inputs, batch, targets, weights, seed)
                 norm = fabric.clip_gradients(model, optimizer, max_norm=config.clip, error_if_nonfinite=False)
                 if not _finite(fabric, total.sum, norm):
                     diverged = {"step": step, "epoch": epoch, "ids": [records[i].id for i in batch]}
