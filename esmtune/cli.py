@@ -1,46 +1,36 @@
-"""The shell: the only room that prints or exits, past 300 lines because every command's options stand here once."""
+"""The shell: its entry, and the verbs. Beside it only terminal and surveys print, and only main exits."""
 
 import importlib
 import os
 import sys
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import cyclopts
-from cyclopts import App, Parameter
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from cyclopts import Parameter
 
 import esmtune
+import esmtune.surveys  # its commands
 from esmtune import events
-from esmtune.config import TOKENS_PER_BATCH, Accelerator, Pooling, Precision, TrainConfig
+from esmtune.config import TOKENS_PER_BATCH, Pooling, TrainConfig
+from esmtune.terminal import (
+    Bars,
+    Budget,
+    Device,
+    Encoder,
+    Identifier,
+    Overwrite,
+    Products,
+    Sequence,
+    Skip,
+    app,
+    messages,
+    print_scores,
+    results,
+)  # fmt: skip
 
 DIVERGED = 3  # exit code of a run whose numbers ceased to be finite
 PARTS = ("--task", "--head", "--tuning")  # --head mlp is short for --head.name mlp
-Encoder = Annotated[str | None, Parameter(help="Where the encoder's weights are now, if they have moved.")]
-Sequence = Annotated[str | None, Parameter(help="The column with the sequences, if its name is not a usual one.")]
-Identifier = Annotated[str | None, Parameter(help="The column with a name for each row.")]
-Overwrite = Annotated[bool, Parameter(help="Write over what is there.")]
-Skip = Annotated[bool, Parameter(help="Leave out rows that cannot be used, and list them.")]
-Device = Annotated[Accelerator, Parameter(help="auto takes a CUDA GPU if there is one, and the CPU otherwise.")]
-Products = Annotated[Precision, Parameter(help="What matrix products are computed in; auto by the device.")]
-Budget = Annotated[int, Parameter(help="Residues per pass at most; changes memory, not results.")]
-
-messages = Console(stderr=True, highlight=False)
-results = Console(highlight=False)
-app = App(
-    name="esmtune",
-    help="Fine-tune ESM-2 on your own measurements, and predict with the result. --import MODULE, in any command, "
-    "imports a module with parts of your own.",
-    version=esmtune.__version__,
-    help_format="plaintext",
-    console=results,
-    error_console=messages,
-    suppress_keyboard_interrupt=False,
-    default_parameter=Parameter(consume_multiple=True, negative=""),
-)
 
 
 def main() -> None:
@@ -124,7 +114,7 @@ def train(
         done = esmtune.train(data, out=folder, overwrite=overwrite, resume=resume, watch=bars, **options)
     for split in ("valid", "test"):
         if split in done.metrics:
-            _print_scores(
+            print_scores(
                 f"{split}: {done.metrics['records'][split]:,} records",
                 done.metrics[split],
                 done.metrics["baselines"][split],
@@ -163,7 +153,7 @@ def evaluate(
             mask=mask, subset=subset, skip_bad_rows=skip_bad_rows, encoder=encoder, accelerator=accelerator,
             precision=precision, tokens_per_batch=tokens_per_batch, watch=bars,
         )  # fmt: skip
-    _print_scores(f"{result['records']:,} records", result["scores"], result["baseline"])
+    print_scores(f"{result['records']:,} records", result["scores"], result["baseline"])
 
 
 @app.command
@@ -245,75 +235,6 @@ def merge(
     results.print(f"Predictor: {out}", soft_wrap=True)
 
 
-@app.command
-def cache(
-    *,
-    folder: Annotated[str | None, Parameter(help="Where it is. [default: $ESMTUNE_CACHE, else the user's]")] = None,
-    clear: Annotated[bool, Parameter(help="Delete what it holds.", negative="")] = False,
-) -> None:
-    """Show what is kept of frozen encoders between runs, or clear it."""
-    from esmtune.cache import cache_at
-
-    found = cache_at(folder)
-    if found is None:
-        results.print("Cache: none")
-        return
-    if clear:
-        found.clear()
-    kept = found.contents()
-    total = sum(entry.bytes for entry in kept) / 2**30
-    summary = f"{total:,.2f} of at most {found.limit / 2**30:,.2f} GiB" if kept else "it holds nothing"
-    results.print(f"Cache: {found.folder}, {summary}", soft_wrap=True)
-    if kept:
-        table = Table(box=None, pad_edge=False)
-        for column in ("encoder", "pool", "layers", "precision", "sequences", "MiB", "last used"):
-            table.add_column(column, justify="right" if column in ("sequences", "MiB") else "left", overflow="fold")
-        for entry in sorted(kept, key=lambda entry: -entry.used):
-            day = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d")
-            layers = ",".join(map(str, entry.layers))
-            table.add_row(
-                entry.encoder, entry.pool, layers, entry.precision, f"{entry.sequences:,}",
-                f"{entry.bytes / 2**20:,.1f}", day,
-            )  # fmt: skip
-        results.print(table)
-
-
-class Bars:
-    """Notices as lines and progress as bars, both on standard error; no bars where nobody watches."""
-
-    def __init__(self):
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
-            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-        )  # fmt: skip
-        self.progress = Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal)
-        self.stages: dict[str, Any] = {}
-
-    def __enter__(self) -> "Bars":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def __call__(self, event: events.Notice | events.Progress) -> None:
-        """Show an event."""
-        if isinstance(event, events.Notice):
-            self.progress.console.print(event.text, markup=False, soft_wrap=True)
-            return
-        if event.stage not in self.stages:
-            self.stages[event.stage] = self.progress.add_task(
-                event.stage, total=event.total, unit=event.unit, note="", rate=""
-            )
-        stage = self.stages[event.stage]
-        speed = self.progress.tasks[self.progress.task_ids.index(stage)].speed
-        self.progress.update(
-            stage, completed=event.done, total=event.total, note=event.note, rate=f"{speed:,.0f}/s" if speed else ""
-        )
-        if event.done >= event.total:
-            self.progress.remove_task(self.stages.pop(event.stage))
-
-
 def _free(folder: Path) -> Path:
     """The first name of folder, folder-2, folder-3 ... that is not taken."""
     number = 1
@@ -329,16 +250,3 @@ def _stopped(folder: Path) -> Path | None:
     found = [path for path in folder.parent.glob(f"{folder.name}*.unfinished") if path.is_dir()]
     newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
     return newest.with_suffix("") if newest else None
-
-
-def _print_scores(
-    title: str, scores: dict[str, float | None], baseline: dict[str, float | None], sd: dict[str, float] | None = None
-) -> None:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    columns = [("predictor", scores), ("baseline", baseline), *([("sd of members", sd)] if sd else [])]
-    for column in ("metric", *(name for name, _ in columns)):
-        table.add_column(column, justify="left" if column == "metric" else "right")
-    for name in scores:
-        values = (found.get(name) for _, found in columns)
-        table.add_row(name, *("-" if x is None else f"{x:.4f}" for x in values))
-    results.print(table)
