@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from esmtune.fitting import train
     from esmtune.predictor import Predictor
     from esmtune.runs import Run
+    from esmtune.searching import Search, search
 
 __version__ = "0.2.0"
 __all__ = [
     "Ensemble",
     "Predictor",
     "Run",
+    "Search",
     "embed",
     "evaluate",
     "load",
@@ -29,6 +31,7 @@ __all__ = [
     "merge",
     "predict",
     "save_huggingface",
+    "search",
     "train",
 ]
 
@@ -39,6 +42,8 @@ _ROOMS = {
     "Ensemble": "ensembles",
     "Predictor": "predictor",
     "Run": "runs",
+    "Search": "searching",
+    "search": "searching",
     "train": "fitting",
 }
 

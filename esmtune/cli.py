@@ -25,6 +25,7 @@ from esmtune.terminal import (
     Skip,
     app,
     messages,
+    print_curve,
     print_scores,
     results,
 )  # fmt: skip
@@ -120,6 +121,8 @@ def train(
                 done.metrics["baselines"][split],
                 done.metrics.get(f"{split}_sd"),
             )
+    if "learning_curve" in done.metrics:
+        print_curve(done.metrics)
     results.print(f"Run: {folder}", soft_wrap=True)
     if done.diverged:
         sys.exit(DIVERGED)

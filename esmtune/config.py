@@ -29,6 +29,9 @@ RECIPE_OF = {"frozen": "frozen", "full": "full", "last": "full", "probe-then-ful
 LAYERS = 7  # that the head sees of an encoder, spread evenly from the embeddings to the last
 TOKENS_PER_BATCH = 4096
 CACHE_GB = 20  # of embeddings, over all runs
+SHARES = (0.1, 0.2, 0.5)  # of the labels, that a learning curve is made of, beside all
+SEARCH_TRIALS = 20
+SEARCH_FOLDS = 5  # of the rows that are not for the test, where the data do not say which are for validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +126,8 @@ class TrainConfig:
     """Stop after so many epochs without a better validation metric. [default: a third of the epochs, at least 10]"""
     seed: int = 0
     """Fixes the split, the first weights, the order and the dropout."""
+    learning_curve: bool = False
+    """Also train on 10, 20 and 50 % of the labels, and say what more of them would bring."""
 
     cache: str | None = None
     """A folder that keeps what frozen encoders give, for later runs, or none. [default: $ESMTUNE_CACHE, else the

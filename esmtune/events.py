@@ -1,6 +1,6 @@
 """What a long computation says while it runs. Whoever calls decides whether anybody hears it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -13,13 +13,17 @@ class Notice:
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of a stage, such as sequences; `note` is a short word on how it goes."""
+    """`done` of `total` units of a stage, such as sequences; `note` is a short word on how it goes.
+
+    `scores` are there where validation records were just evaluated: each metric, and the loss.
+    """
 
     stage: str
     done: int
     total: int
     unit: str
     note: str = ""
+    scores: Mapping[str, float | None] | None = None
 
 
 class Terminated(Exception):  # noqa: N818 - nothing went wrong

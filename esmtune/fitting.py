@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,10 @@ def train(
     for text in curated.dataset.notices:
         hear(Notice(text))
 
+    if config.learning_curve and not curated.dataset.of("test"):
+        raise ValueError("learning_curve reads the test rows, but there are none. Set some aside: --test-fraction 0.1.")
+
+    from esmtune.curves import curve_members
     from esmtune.journal import Journal
     from esmtune.members import train_members
 
@@ -80,7 +85,10 @@ def train(
     try:
         if logs:
             hear(Notice(f"Logs, until they move to {path}: {logs}"))
-        trained = train_members(config, curated.dataset, curated.folds, journal, hear, logs)
+        also = partial(curve_members, asked=config, data=curated.dataset, folds=curated.folds)
+        trained = train_members(
+            config, curated.dataset, curated.folds, journal, hear, logs, also if config.learning_curve else None
+        )
         run = _run_of(trained, curated, config, tuple(notices), path)
         if path is not None and trained.is_main:
             write_run(run, path, data, curated.dataset, logs=logs, seconds=time.time() - started)

@@ -3,7 +3,7 @@
 import copy
 import statistics
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ class Member:
     name: str
     config: TrainConfig
     data: Dataset
+    share: float = 1.0  # of the run's labels that it has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class Trained:
     last: Predictor | None  # with the weights after the last step, of a run of one member that did not diverge
     members: list[Member]
     fitted: list[Fitted]
+    others: list[tuple[Member, Fitted]]  # that are no part of the predictor
     collapsed: list[str]  # names of members that learned nothing, and are no part of the predictor
     answers: Float[Tensor, "members points outputs"]  # of all members, for the labeled records, in one unit
     outputs: Float[Tensor, "points outputs"]  # of the predictor; with folds of those that had not seen the point
@@ -77,9 +79,12 @@ def members_of(config: TrainConfig, data: Dataset, folds: int) -> list[Member]:
 
 
 def train_members(
-    config: TrainConfig, data: Dataset, folds: int, journal: Journal, watch: Watcher, log_folder: Path | None = None
-) -> Trained:
+    config: TrainConfig, data: Dataset, folds: int, journal: Journal, watch: Watcher, log_folder: Path | None = None,
+    also: Callable[[TrainConfig], list[Member]] | None = None,
+) -> Trained:  # fmt: skip
     """Train every member of a run, and put together those that learned something.
+
+    `also` is given the decided configuration and says what else is to be trained on the way.
 
     Raises:
         ValueError: for parts, options or weights that cannot be had or do not fit the data.
@@ -91,14 +96,12 @@ def train_members(
         journal.agree("encoder's SHA-256", encoder_digest(origin.encoder))
         config = decided(config, data, origin, watch)
         members = members_of(config, data, folds)
+        others = also(config) if also else []
         fitted_task = fit_task(data, config.task)
         if fitted_task.compares and config.global_batch_size == 1:
             raise ValueError("the loss compares the sequences of a step, but --global-batch-size is 1: take 2 or more.")
-        torch.manual_seed(config.seed)
-        compose(members[0].config, members[0].data, origin, fitted_task, watch)  # says what is wrong, and what is new
-        work = partial(_train, members=members, origin=origin, fitted_task=fitted_task, journal=journal)
-        entries, is_main = launched(config, work, watch, log_folder)
-        fitted = [Fitted.of(entry) for entry in entries]
+        every, is_main = fitted_members(config, [*members, *others], origin, fitted_task, journal, watch, log_folder)
+        fitted = every[: len(members)]
         predictors = [
             _assembled(member, origin, fitted_task, found) for member, found in zip(members, fitted, strict=True)
         ]
@@ -118,6 +121,7 @@ def train_members(
         last=_last(predictors[0], fitted[0]) if len(members) == 1 and not fitted[0].diverged else None,
         members=members,
         fitted=fitted,
+        others=list(zip(others, every[len(members) :], strict=True)),
         collapsed=collapsed,
         answers=answers,
         outputs=outputs,
@@ -127,13 +131,31 @@ def train_members(
     )
 
 
+def fitted_members(
+    config: TrainConfig, members: Sequence[Member], origin: Origin, fitted_task: Task, journal: Journal,
+    watch: Watcher, log_folder: Path | None = None, kept: Kept | None = None,
+) -> tuple[list[Fitted], bool]:  # fmt: skip
+    """Train members, and say whether this process is the one that writes files; `kept` has and gets their features.
+
+    Raises:
+        ValueError: for parts or options that cannot be had or do not fit the data.
+        Terminated: when the process was asked to stop.
+    """
+    torch.manual_seed(config.seed)
+    compose(members[0].config, members[0].data, origin, fitted_task, watch)  # says what is wrong, and what is new
+    work = partial(_train, members=members, origin=origin, fitted_task=fitted_task, journal=journal, kept=kept)
+    entries, is_main = launched(config, work, watch, log_folder)
+    return [Fitted.of(entry) for entry in entries], is_main
+
+
 def _train(
-    fabric: Fabric, *, members: Sequence[Member], origin: Origin, fitted_task: Task, journal: Journal, watch: Watcher
-) -> list[Entry]:
+    fabric: Fabric, *, members: Sequence[Member], origin: Origin, fitted_task: Task, journal: Journal, watch: Watcher,
+    kept: Kept | None = None,
+) -> list[Entry]:  # fmt: skip
     """Train the members one after the other, in this process among others."""
     if fabric.world_size > 1:
         origin = copy.deepcopy(origin)  # what comes to a process lies in memory that all share
-    kept: Kept = {}
+    kept = {} if kept is None else kept
     entries = []
     with torch.random.fork_rng(devices=[]), asked_to_stop() as stop:
         for number, member in enumerate(members, start=1):

@@ -56,7 +56,7 @@ def _spawned(fabric: Fabric, work: Work, watch: Watcher) -> list[Entry]:
             except BaseException as error:
                 raised.append(error)
 
-    with tempfile.TemporaryDirectory() as folder, _terminable():
+    with tempfile.TemporaryDirectory() as folder, terminable():
         listener = threading.Thread(target=listen, daemon=True)
         listener.start()
         try:
@@ -85,7 +85,7 @@ def _to_files(fabric: Fabric, *, work: Work, watch: Watcher, folder: Path) -> No
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM end the wait for processes, which then are told themselves."""
     if threading.current_thread() is not threading.main_thread():
         yield

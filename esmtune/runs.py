@@ -128,6 +128,12 @@ def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig) -> dic
             metrics["baselines"][split] = scores_of(ignorant, ignorant.baseline(count), dataset, asked)
     if len(trained.members) > 1:
         metrics |= summary(trained)
+    if trained.others:
+        from esmtune.curves import learning_curve
+
+        by_seed = not trained.by_fold and len(trained.members) > 1  # a share has one seed: it is compared with one
+        whole = metrics["test_mean" if by_seed else "test"]
+        metrics |= learning_curve(trained, dataset, whole, metrics.get("test_sd") if by_seed else None)
     return metrics
 
 
@@ -201,17 +207,22 @@ def _whole_path(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def write_run(run: Run, path: Path, data: Any, dataset: Dataset, *, logs: Path | None, seconds: float) -> None:
-    """Write the folder of a run, whole or not at all."""
+def run_toml(config: TrainConfig, data: Any, said: Sequence[str] = ()) -> str:
+    """A configuration as `esmtune train --config` reads it, under what is to be said of it."""
     import tomli_w
 
-    options = {k: v for k, v in asdict(run.config).items() if v is not None}
+    options = {k: v for k, v in asdict(config).items() if v is not None}
     if isinstance(data, str | Path):
         options = {"data": str(Path(data).resolve()), **options}
-    head = "# esmtune train --config FILE repeats this run\n" if "data" in options else "# trained on data in memory\n"
+    head = "esmtune train --config FILE repeats this run" if "data" in options else "trained on data in memory"
+    return "".join(f"# {line}\n" for line in (head, *said)) + tomli_w.dumps(options)
+
+
+def write_run(run: Run, path: Path, data: Any, dataset: Dataset, *, logs: Path | None, seconds: float) -> None:
+    """Write the folder of a run, whole or not at all."""
     history = "".join(json.dumps(entry) + "\n" for entry in run.history)
     with whole_folder(path) as folder:
-        (folder / "run.toml").write_text(head + tomli_w.dumps(options), encoding="utf-8")
+        (folder / "run.toml").write_text(run_toml(run.config, data), encoding="utf-8")
         (folder / "history.jsonl").write_text(history, encoding="utf-8")
         write_json(run.metrics, folder / "metrics.json")
         write_json(_environment(run, dataset, seconds), folder / "environment.json")

@@ -83,3 +83,16 @@ def print_scores(
         values = (found.get(name) for _, found in columns)
         table.add_row(name, *("-" if x is None else f"{x:.4f}" for x in values))
     results.print(table)
+
+
+def print_curve(metrics: dict[str, Any]) -> None:
+    """Print the test scores by the share of the labels that was trained on, and what more labels would bring."""
+    points = metrics["learning_curve"]
+    table = Table(title="test, by labels trained on", title_justify="left", box=None, pad_edge=False)
+    for column in ("metric", *(f"{round(100 * point['share'])} % ({point['records']:,})" for point in points)):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name in points[-1]["scores"]:
+        values = [(point["scores"].get(name), (point["sd"] or {}).get(name)) for point in points]
+        table.add_row(name, *("-" if x is None else f"{x:.4f}" + (f" ± {sd:.4f}" if sd else "") for x, sd in values))
+    results.print(table)
+    results.print(metrics["more_labels"]["text"], soft_wrap=True)

@@ -110,6 +110,10 @@ def train_once(
                     break
                 now.running, now.is_due = nothing(fabric), False
                 fabric.log_dict(numbers_of(now.history[-1]), step)
+                if valid:
+                    scores = {"loss": entry["valid_loss"], **entry["valid"]}
+                    note = f"epoch {epoch}{best_so_far(now.best, metric)}"
+                    watch(Progress("training", step, schedule.total, "steps", note, scores))
                 if valid and config.patience and now.since_best >= config.patience:
                     now.is_over = True
                     watch(Notice(f"Stopped after epoch {epoch}: {metric} on validation did not get better for "

@@ -64,7 +64,7 @@ def check_out(path: Path, *, overwrite: bool, kind: Literal["table", "embeddings
             raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'file'}. Write another name.")
         if not overwrite:
             raise ValueError(f"{path} exists. Write another name, or --overwrite.")
-        if kind == "folder" and not any((path / name).exists() for name in ("run.toml", "predictor")):
+        if kind == "folder" and not any((path / name).exists() for name in ("run.toml", "predictor", "trials.log")):
             raise ValueError(f"{path} is a folder with other things than a run in it. Write another name.")
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
