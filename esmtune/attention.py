@@ -13,11 +13,12 @@ from torch import Tensor
 from esmtune.spans import Spans, sent
 from esmtune.ways import WAYS, runs
 
-# On a processor, in bfloat16 with a backward pass, plain products are faster than the fused kernel up to this many
-# tokens: per call forward and backward, two cores of a Xeon with AMX, length 317 heads of 16 6.2 ms against 13.4,
-# heads of 64 8.2 against 16.2; length 1,000 123 against 79 (between these, where two lines in logarithms cross: 640).
-# Nowhere in float32, nor forward alone: benchmarks/results/attention-*.json has measurements without AMX.
-PLAIN_UP_TO = {("cpu", torch.bfloat16, "backward"): 512}
+# On a processor with AMX, in bfloat16 with a backward pass, plain products are faster than the fused kernel up to this
+# many tokens. Measured on such a one, not in benchmarks/: forward and backward on two cores, length 317 6.2 ms against
+# 13.4 (heads of 16) and 8.2 against 16.2 (heads of 64), length 1,000 123 against 79; lines through these in logarithms
+# cross at 640. Everywhere else the fused kernel is taken, and neighbors of equal length alone share a call, which was
+# as fast as anything in float32 without AMX: benchmarks/results/attention-float32.json.
+PLAIN_UP_TO = {("amx", torch.bfloat16, "backward"): 512}
 
 # On any other device the first of these that is to be had there and computes right numbers (`passes`). The order on
 # CUDA is by what the kernels do, not yet by measurement (docs/decisions/0014-ways-of-attention.md).
@@ -49,8 +50,9 @@ def attend(
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     name = _only.get()
     if name is None and device == "cpu":
+        units = "amx" if torch.cpu._is_amx_tile_supported() else ""
         direction = "backward" if q.requires_grad or k.requires_grad or v.requires_grad else "forward"
-        return runs(q, k, v, spans, plain_up_to=PLAIN_UP_TO.get((device, dtype, direction), 0))
+        return runs(q, k, v, spans, plain_up_to=PLAIN_UP_TO.get((units, dtype, direction), 0))
     name = name or choose(q.device, dtype, q.shape[2], hides=spans.visible is not None)
     return WAYS[name].compute(q, k, v, spans)
 
@@ -121,7 +123,7 @@ def error(name: str, device: torch.device, dtype: torch.dtype, head: int) -> flo
         inputs = [torch.randn(shape, generator=generator).to(dtype) for _ in range(4)]  # the last is a gradient
         found = _computed(name, device, dtype, inputs)
         right = _computed("plain", torch.device("cpu"), torch.float64, inputs)
-    return max(_share(a, b) for a, b in zip(found, right, strict=True))
+    return max(difference(a, b) for a, b in zip(found, right, strict=True))
 
 
 def _computed(name: str, device: torch.device, dtype: torch.dtype, inputs: list[Tensor]) -> list[Tensor]:
@@ -132,7 +134,7 @@ def _computed(name: str, device: torch.device, dtype: torch.dtype, inputs: list[
     return [x.detach().cpu().double() for x in (y, *gradients)]
 
 
-def _share(found: Tensor, right: Tensor) -> float:
+def difference(found: Tensor, right: Tensor) -> float:
     """The largest difference as a share of the largest value; infinite where there are no numbers."""
     share = ((found - right).abs().max() / right.abs().max()).item()
     return share if share == share else float("inf")

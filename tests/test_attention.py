@@ -252,9 +252,11 @@ def test_rounding_is_within_what_is_tolerated(name):
         assert error(name, CPU, dtype, 16) < TOLERANCE[dtype] / 2
 
 
-def test_on_a_processor_the_table_decides(monkeypatch):
-    """Plain products in bfloat16 where there is a backward pass, up to a length; the fused kernel everywhere else."""
+@pytest.mark.parametrize("amx", [True, False])
+def test_on_a_processor_the_table_decides(monkeypatch, amx):
+    """Plain products with AMX in bfloat16 where there is a backward pass, up to a length; else the fused kernel."""
     taken = []
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     for name in ("fused", "products"):
         made = getattr(ways, name)
         monkeypatch.setattr(
@@ -262,21 +264,18 @@ def test_on_a_processor_the_table_decides(monkeypatch):
         )
     lengths = (512, 513)
     spans = Spans(lengths, CPU)
-    for dtype, direction, expected in [
-        (torch.bfloat16, "backward", ["products", "fused"]),
-        (torch.bfloat16, "forward", ["fused", "fused"]),
-        (torch.float32, "backward", ["fused", "fused"]),
-        (torch.float32, "forward", ["fused", "fused"]),
-    ]:
+    for dtype, direction in [(d, way) for d in (torch.bfloat16, torch.float32) for way in ("backward", "forward")]:
+        is_plain = amx and dtype == torch.bfloat16 and direction == "backward"
+        expected = ["products" if is_plain else "fused", "fused"]
         q, k, v, _ = drawn(lengths, heads=1, size=4, dtype=dtype)
         taken.clear()
         attend(q, k.requires_grad_(direction == "backward"), v, spans)
         assert taken == expected
+        taken.clear()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            taken.clear()
             y = attend(q.float(), k.float(), v, spans)  # what autocast computes in counts, not what comes in
-            assert taken == expected
-            assert y.dtype == dtype
+        assert taken == expected
+        assert y.dtype == dtype
 
 
 def test_nothing_is_written_into_slices_on_the_way_back():
