@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esmtune.applying import embed, evaluate, load, merge, predict
+    from esmtune.diagnosis import doctor
     from esmtune.encoders import load_encoder, save_huggingface
     from esmtune.ensembles import Ensemble
     from esmtune.fitting import train
@@ -22,6 +23,7 @@ __all__ = [
     "Ensemble",
     "Predictor",
     "Run",
+    "doctor",
     "embed",
     "evaluate",
     "load",
@@ -34,6 +36,7 @@ __all__ = [
 
 # Imported on first use: importing esmtune itself costs nothing.
 _ROOMS = {
+    "doctor": "diagnosis",
     "load_encoder": "encoders",
     "save_huggingface": "encoders",
     "Ensemble": "ensembles",

@@ -1,12 +1,15 @@
 """Commands of the shell that look at data, devices and runs, and train nothing that is kept."""
 
+import sys
 from datetime import datetime
 from typing import Annotated
 
 from cyclopts import Parameter
 from rich.table import Table
 
-from esmtune.terminal import app, results
+import esmtune
+from esmtune.config import Accelerator
+from esmtune.terminal import Bars, app, messages, results
 
 
 @app.command
@@ -40,3 +43,31 @@ def cache(
                 f"{entry.bytes / 2**20:,.1f}", day,
             )  # fmt: skip
         results.print(table)
+
+
+@app.command
+def doctor(*, accelerator: Annotated[Accelerator, Parameter(help="Only this one. [default: all]")] = "auto") -> None:
+    """Check that the devices here compute right numbers, and time them; exit code 1 if what would be used does not."""
+    with Bars() as bars:
+        found = esmtune.doctor(accelerator, watch=bars)
+    table = Table(box=None, pad_edge=False)
+    for column in ("where", "attention", "error", "forward", "backward", "verdict"):
+        table.add_column(column, justify="right" if column in ("forward", "backward") else "left", overflow="fold")
+    for each in found.findings:
+        forward, both = (f"{x:,.1f}" for x in each.microseconds) if each.microseconds else ("", "")
+        table.add_row(
+            f"{each.device} {each.precision}", f"auto: {each.takes}" if each.takes else each.way,
+            f"{max(each.errors.values()):.0e}" if each.errors else "", forward, both,
+            f"{each.verdict}: {each.why}" if each.why else each.verdict,
+        )  # fmt: skip
+    results.print(table)
+    results.print(
+        "Errors are shares of the largest value; times are of one layer's attention, in microseconds a residue."
+    )
+    used = f"{found.device} in {found.precision}"
+    if not found.is_healthy:
+        messages.print(
+            f"esmtune: {used}, which would be used, computes wrong numbers: do not use it.", style="red", soft_wrap=True
+        )
+        sys.exit(1)
+    results.print(f"Used unless asked otherwise: {used}, which passes.", soft_wrap=True)
