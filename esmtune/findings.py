@@ -86,7 +86,7 @@ class Facts:
         """The ids of the first of these records, each once."""
         found: dict[str, None] = {}
         for place in places:
-            found[self.records[int(place)].id] = None
+            found[self.records[place].id] = None
             if len(found) == KEPT_IDS:
                 break
         return tuple(found)

@@ -77,7 +77,7 @@ def _codes(
             strange |= is_code
             count = int(is_code.sum())
             yield Finding(
-                name="sentinel", severity="warning", count=count, ids=facts.ids(owners[is_code]),
+                name="sentinel", severity="warning", count=count, ids=facts.ids(owners[is_code].tolist()),
                 text=f"{each(count, 'label is', 'labels are')} {code:g}{of}, far from all others ({others.min():g} to "
                 f"{others.max():g}): probably a code for a missing value. Leave those cells empty.",
             )  # fmt: skip
@@ -111,7 +111,7 @@ def _outliers(
         return strange
     shown = ", ".join(f"{x:g}" for x in np.unique(values[far])[:6])
     yield Finding(
-        name="outliers", severity="warning", count=count, ids=facts.ids(owners[far]),
+        name="outliers", severity="warning", count=count, ids=facts.ids(owners[far].tolist()),
         text=f"{each(count, 'label lies', 'labels lie')} far beyond all others{of} ({shown}, the others from "
         f"{rest.min():g} to {rest.max():g}): slips of the unit or the decimal point? One such label can ruin a "
         "regression. Correct them, or leave the cells empty.",

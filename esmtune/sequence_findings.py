@@ -64,7 +64,7 @@ def _dna(texts: Sequence[str], facts: Facts) -> Iterator[Finding]:
         return
     is_all = len(alike) >= DNA_SHARE * long_enough.sum()
     yield Finding(
-        name="nucleotides", severity="error" if is_all else "warning", count=len(alike), ids=facts.ids(alike),
+        name="nucleotides", severity="error" if is_all else "warning", count=len(alike), ids=facts.ids(alike.tolist()),
         text=f"{each(len(alike), 'sequence has', 'sequences have')} the letters of DNA or RNA alone (ACGTUN), which "
         "ESM-2 would read as alanine, cysteine, glycine and threonine. Translate them to protein, or name the column "
         "with the proteins: --sequence COLUMN.",
@@ -75,7 +75,7 @@ def _uncertain(texts: Sequence[str], facts: Facts) -> Iterator[Finding]:
     found = np.flatnonzero(share_of(texts, UNCERTAIN) > UNCERTAIN_SHARE * facts.lengths)
     if len(found):
         yield Finding(
-            name="ambiguous", severity="warning", count=len(found), ids=facts.ids(found),
+            name="ambiguous", severity="warning", count=len(found), ids=facts.ids(found.tolist()),
             text=f"{each(len(found), 'sequence is', 'sequences are')} more than {UNCERTAIN_SHARE:.0%} unknown residues "
             "(X, B or Z): placeholders, masked regions or poor reads. Find the whole sequence, or leave them out.",
         )  # fmt: skip
@@ -85,7 +85,7 @@ def _short(facts: Facts) -> Iterator[Finding]:
     short = np.flatnonzero(facts.lengths < SHORT)
     if len(short):
         yield Finding(
-            name="short", severity="note", count=len(short), ids=facts.ids(short),
+            name="short", severity="note", count=len(short), ids=facts.ids(short.tolist()),
             text=f"{each(len(short), 'sequence is', 'sequences are')} shorter than {SHORT} residues, of which ESM-2 "
             "has seen few. Are they fragments of something longer?",
         )  # fmt: skip
