@@ -163,10 +163,12 @@ def _met(
     count = np.minimum(np.searchsorted(words, queried, side="right") - first, CROWD)
     who = np.repeat(askers, count)
     offsets = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    if not len(who):
+        return
     pairs, shared = np.unique(who * references + owners[np.repeat(first, count) + offsets], return_counts=True)
     asker, met = pairs // references, pairs % references
     order = np.lexsort((-shared, asker))
     asker, met = asker[order], met[order]
-    starts = np.flatnonzero(np.diff(asker, prepend=-1))
+    starts = np.flatnonzero(np.diff(asker, prepend=-1)).tolist()
     for start, end in zip(starts, [*starts[1:], len(asker)], strict=True):
         yield int(asker[start]), met[start : min(end, start + CANDIDATES)].tolist()

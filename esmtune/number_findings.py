@@ -10,7 +10,7 @@ from esmtune.findings import ENOUGH, Facts, Finding, chance, each
 SENTINELS = (-1.0, *(sign * float("9" * digits) for sign in (-1, 1) for digits in range(2, 8)))
 FAR = 8.0  # robust standard deviations
 FEW = 0.01  # the share of the labels that outliers can be; more of them are a tail
-APART = 0.5  # of the range of all other labels, from them to what stands out
+APART = 0.5  # of the range of all other labels, from them to a code that stands out
 SHIFTED = 0.2  # of 1, the largest difference of two cumulative distributions
 UNLIKELY = 0.001
 ORDERLY = 0.95
@@ -86,9 +86,9 @@ def _codes(
 
 def _stands_out(code: float, count: int, others: Float[np.ndarray, "others"]) -> bool:
     if code == -1:  # stands out as the one negative number among many that repeats itself
-        return count >= 3 and others.min() >= 0 and bool((others != np.round(others)).any())
+        return count >= 3 and bool(others.min() >= 0 and (others != np.round(others)).any())
     gap = max(others.min() - code, code - others.max())
-    return gap >= APART * (others.max() - others.min())
+    return bool(gap >= APART * (others.max() - others.min()))
 
 
 def _outliers(
@@ -99,13 +99,12 @@ def _outliers(
     kept = values[~strange]
     if len(kept) < ENOUGH:
         return strange
-    far = _far(values) & ~strange
-    if (values[~strange] > 0).all():  # amounts over orders of magnitude have long tails that are no mistakes
-        far &= _far(np.log10(np.where(strange, 1.0, values)))
-    rest = values[~far & ~strange]
+    # Amounts over orders of magnitude have long tails that are no mistakes: positive labels go by their logarithms.
+    scaled = np.log10(np.where(strange, kept[0], values)) if (kept > 0).all() else values
+    far = _far(scaled) & ~strange
+    inner, rest = scaled[~far & ~strange], values[~far & ~strange]
     # What stands out has a gap before it; the far end of a tail has none.
-    gap = APART * (rest.max() - rest.min())
-    far &= (values > rest.max() + gap) | (values < rest.min() - gap)
+    far &= (scaled > 2 * inner.max() - inner.min()) | (scaled < 2 * inner.min() - inner.max())
     count = int(far.sum())
     if not 0 < count <= max(1, FEW * len(kept)):
         return strange
