@@ -7,10 +7,10 @@ import numpy as np
 from esmtune.class_findings import classes
 from esmtune.copies import copies
 from esmtune.curation import Curated
-from esmtune.findings import Facts, Finding, Severity
+from esmtune.findings import UNLIKELY, Facts, Finding, Severity
 from esmtune.kinship import kin
 from esmtune.labels import counted_as
-from esmtune.number_findings import UNLIKELY, numbers
+from esmtune.number_findings import numbers
 from esmtune.sequence_findings import sequences
 
 LOOKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (copies, kin, numbers, classes, sequences)
@@ -28,10 +28,15 @@ def examine(curated: Curated) -> list[Finding]:
     >>> [finding.name for finding in examine(curated)]
     ['conflict']
     """
-    facts = Facts(records=curated.whole, targets=curated.dataset.targets, reads=curated.reads)
+    facts = facts_of(curated)
     found = [finding for look in LOOKS if facts.records for finding in look(facts)]
     found += _missing_unevenly(curated, facts)
     return sorted(found, key=lambda finding: ORDER.index(finding.severity))
+
+
+def facts_of(curated: Curated) -> Facts:
+    """What the findings about curated data are made from."""
+    return Facts(records=curated.whole, targets=curated.dataset.targets, reads=curated.reads)
 
 
 def refuse_errors(findings: list[Finding]) -> None:

@@ -1,5 +1,6 @@
 """What is found in data before anything is trained, and what it is found in."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +47,7 @@ Name = Literal[
 ]
 KEPT_IDS = 100
 ENOUGH = 20  # rows, below which nothing is said of how labels are distributed
+UNLIKELY = 0.001  # p, from which something is no chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,12 @@ class Facts:
                 break
         return tuple(found)
 
+    def held_out(self, places: Iterable[int]) -> str:
+        """How many rows of validation and test these are, of how many; nothing if they are none."""
+        own = Counter(self.records[place].split for place in places)
+        rows = ((own[split], len(self.splits[split]), split) for split in ("valid", "test") if own[split])
+        return " and ".join(f"{count:,} of the {total:,} {split} rows" for count, total, split in rows)
+
     def of(self, place: int) -> str:
         """Which target it is, where there are several."""
         return f" in {self.targets[place].name!r}" if len(self.targets) > 1 else ""
@@ -116,6 +124,15 @@ class Facts:
         """Whether labels are of residues."""
         form: Form = self.targets[0].form
         return form not in ("one", "columns")
+
+
+def shown(texts: Sequence[str], most: int) -> str:
+    """The first of several texts, and whether there are more.
+
+    >>> shown(["a", "b", "c"], 2)
+    'a, b, …'
+    """
+    return ", ".join(texts[:most]) + (", …" if len(texts) > most else "")
 
 
 def chance(p: float) -> str:

@@ -27,7 +27,8 @@ def kin(facts: Facts) -> Iterator[Finding]:
             name="variants", severity="note", count=len(sequences),
             text="These are variants of one protein, alike by design. If a split of them is drawn at random, the "
             "scores tell how well gaps between measured variants are filled; they are optimistic for positions, or "
-            "numbers of mutations, that were not measured. esmtune split --method position or mutations tests that.",
+            "numbers of mutations, that were not measured. To test that, hold out whole positions, or all with "
+            "many mutations.",
         )  # fmt: skip
         return
     train = facts.splits.get("train", np.empty(0, np.int64))
@@ -37,18 +38,13 @@ def kin(facts: Facts) -> Iterator[Finding]:
     pairs = [pair for pair in pairs if sequences[pair[0]] != sequences[pair[1]]]  # copies are told of elsewhere
     if not pairs:
         return
-    again = [facts.records[one].split for one, _, _ in pairs]
-    rows = " and ".join(
-        f"{again.count(split):,} of the {len(facts.splits[split]):,} {split} rows"
-        for split in ("valid", "test")
-        if again.count(split)
-    )
+    rows = facts.held_out(one for one, _, _ in pairs)
     one, other, identity = pairs[0]
     yield Finding(
         name="near-duplicates", severity="warning", count=len(pairs), ids=facts.ids(one for one, _, _ in pairs),
         text=f"{rows} are nearly the same as a training sequence (at least {IDENTITY:.0%} identical, such as "
         f"{facts.records[one].id} and {facts.records[other].id}, {identity:.0%}): scores are higher than they will be "
-        "for new proteins. esmtune split --method identity keeps relatives on one side.",
+        "for new proteins. Keep relatives on one side of the split.",
     )  # fmt: skip
 
 
