@@ -23,6 +23,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import torch
+from hardware import processor
+
+from esmtune.devices import has_bfloat16_units
+
 HERE = Path(__file__).parent
 SIZES = {"8M": (6, 320, 20), "35M": (12, 480, 20), "150M": (30, 640, 20), "650M": (33, 1280, 20)}
 SEQUENCES = {"8M": 64, "35M": 32, "150M": 16, "650M": 8}
@@ -126,12 +131,9 @@ def operations(row: Row, length: float) -> float:
 
 def product_peak(threads: int) -> float:
     """The most operations a second of a matrix product [4096, k] x [k, n], in float32 and, with units, bfloat16."""
-    import torch
-
     torch.set_num_threads(threads)
-    has_units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     best = 0.0
-    for dtype in (torch.float32, *([torch.bfloat16] if has_units else [])):
+    for dtype in (torch.float32, *([torch.bfloat16] if has_bfloat16_units("cpu") else [])):
         for k, n in ((320, 1280), (640, 2560), (1280, 5120)):
             a, b = torch.randn(4096, k).to(dtype), torch.randn(k, n).to(dtype)
             a @ b
@@ -162,6 +164,9 @@ def made(size: str, folder: Path) -> Path:
             "name = 'esm.encoder.layer.{}.attention.self.rotary_embeddings.inv_freq'  # esm-cpp wants one a layer\n"
             "turns = weights.pop(name.format('*'))\n"
             f"weights |= {{name.format(n): turns.clone() for n in range({layers})}}\n"
+            "ends = {'.gamma': '.weight', '.beta': '.bias'}\n"
+            "for name in [name for name in weights if name.endswith(tuple(ends))]:\n"
+            "    weights[name.rpartition('.')[0] + ends['.' + name.rpartition('.')[2]]] = weights.pop(name)\n"
             "save_file(weights, file, metadata={'format': 'pt'})\n"
         )
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -182,11 +187,6 @@ def about(args: argparse.Namespace, peak: float) -> dict[str, Any]:
         "rounds": args.rounds, "product_peak_gflops": round(peak / 1e9), "sequences": SEQUENCES,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }  # fmt: skip
-
-
-def processor() -> str:
-    names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
-    return names[0].partition(": ")[2] if names else platform.processor()
 
 
 def has_esm_cpp() -> bool:
