@@ -12,20 +12,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from esmtune.applying import embed, evaluate, load, merge, predict
     from esmtune.checking import Check, check
+    from esmtune.comparing import Comparison, compare
     from esmtune.diagnosis import doctor
     from esmtune.encoders import load_encoder, save_huggingface
     from esmtune.ensembles import Ensemble
     from esmtune.fitting import train
     from esmtune.predictor import Predictor
+    from esmtune.reporting import report
     from esmtune.runs import Run
 
 __version__ = "0.2.0"
 __all__ = [
     "Check",
+    "Comparison",
     "Ensemble",
     "Predictor",
     "Run",
     "check",
+    "compare",
     "doctor",
     "embed",
     "evaluate",
@@ -33,6 +37,7 @@ __all__ = [
     "load_encoder",
     "merge",
     "predict",
+    "report",
     "save_huggingface",
     "train",
 ]
@@ -42,6 +47,9 @@ _ROOMS = {
     "doctor": "diagnosis",
     "Check": "checking",
     "check": "checking",
+    "Comparison": "comparing",
+    "compare": "comparing",
+    "report": "reporting",
     "load_encoder": "encoders",
     "save_huggingface": "encoders",
     "Ensemble": "ensembles",

@@ -138,6 +138,8 @@ class TrainConfig:
     """Machines, started by torchrun or SLURM."""
     log: tuple[Literal["csv", "tensorboard"], ...] = ()
     """Also write the history to RUN/logs, for these."""
+    report: bool = True
+    """Write RUN/report.html, where the extra esmtune[report] is installed; --report=false leaves it out."""
     checkpoint_minutes: float = 5.0
     """Save what --resume needs to go on, at most this often."""
     self_contained: bool = False

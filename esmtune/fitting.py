@@ -18,6 +18,7 @@ from esmtune.curation import Curated, curate_training
 from esmtune.events import Notice, Watcher, silent
 from esmtune.examination import examine, refuse_errors, said
 from esmtune.registry import nearest
+from esmtune.reporting import tell
 from esmtune.runs import Run, metrics_of, predictions_of, resolved, write_run
 from esmtune.writers import check_out
 
@@ -89,6 +90,7 @@ def train(
         if path is not None and trained.is_main:
             write_run(run, path, data, curated.dataset, logs=logs, seconds=time.time() - started)
             journal.close()
+            tell(path, with_page=config.report, watch=hear)
     except ValueError:
         if not went_on:
             journal.close_if_empty()
@@ -101,7 +103,7 @@ def train(
 
 def _identity(config: TrainConfig, curated: Curated) -> dict[str, Any]:
     """What must be the same for a run to go on: data and options, but those that change no number."""
-    free = ("cache", "log", "checkpoint_minutes", "self_contained")
+    free = ("cache", "log", "report", "checkpoint_minutes", "self_contained")
     return {name: value for name, value in asdict(config).items() if name not in free} | {
         "data_sha256": curated.dataset.sha256
     }

@@ -141,6 +141,7 @@ def predictions_of(trained: "Trained", dataset: Dataset) -> pl.DataFrame:
     records = dataset.of(None)
     counts = [len(r.labels) for r in records]
     asked: dict[str, Any] = {"id": [r.id for r in records], "split": [r.split for r in records]}
+    asked["length"] = [len(r.sequence) for r in records]
     labels = [label for r in records for label in r.labels]
     for place, target in enumerate(dataset.targets):
         several = len(dataset.targets) > 1

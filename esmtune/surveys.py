@@ -15,6 +15,7 @@ from esmtune.terminal import Bars, Identifier, Overwrite, Sequence, Skip, app, m
 
 if TYPE_CHECKING:
     from esmtune.checking import Check, Quartiles
+    from esmtune.pages import Rows
 
 
 @app.command
@@ -113,6 +114,52 @@ def check(
     _print_findings(found)
     if found.has_errors:
         sys.exit(1)
+
+
+@app.command
+def report(
+    run: str,
+    *,
+    overwrite: Annotated[bool, Parameter(help="Write the model card anew, too.")] = False,
+) -> None:
+    """Make the report of a run anew: RUN/report.html, and the model card RUN/README.md if there is none."""
+    with Bars() as bars:
+        page = esmtune.report(run, overwrite=overwrite, watch=bars)
+    results.print(f"Report: {page}", soft_wrap=True, markup=False)
+
+
+@app.command
+def compare(
+    runs: Annotated[tuple[str, ...], Parameter(help="The folders of two runs or more.", negative="")],
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(help="Also write it to this .html or .json file.")] = None,
+    overwrite: Overwrite = False,
+    seed: Annotated[int, Parameter(help="Fixes the resamples.")] = 0,
+) -> None:
+    """Compare runs on the test records that they share: scores, and tests of each pair."""
+    from esmtune.comparing import pairs_tables, scores_rows
+
+    found = esmtune.compare(*runs, out=out, overwrite=overwrite, seed=seed)
+    for note in found.notes:
+        messages.print(note, soft_wrap=True, markup=False)
+    for target in found.scores:
+        _print_rows(scores_rows(found, target))
+    for rows in pairs_tables(found):
+        _print_rows(rows)
+    for pair in found.pairs:
+        results.print(pair.text, soft_wrap=True, markup=False)
+    if out is not None:
+        results.print(f"Comparison: {out}", soft_wrap=True, markup=False)
+
+
+def _print_rows(rows: "Rows") -> None:
+    table = Table(title=escape(rows.caption), title_justify="left", box=None, pad_edge=False)
+    for place, column in enumerate(rows.columns):
+        table.add_column(escape(column), justify="right" if place in rows.numbers else "left", overflow="fold")
+    for row in rows.rows:
+        table.add_row(*map(escape, row))
+    results.print(table)
 
 
 SHOWN_CLASSES = 20

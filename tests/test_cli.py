@@ -136,7 +136,7 @@ def test_a_run_has_all_its_files(run, table, tiny):
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [entry["epoch"] for entry in history] == [1, 2]
     predictions = pl.read_csv(run / "predictions.csv")
-    assert predictions.columns == ["id", "split", "label", "prediction"]
+    assert predictions.columns == ["id", "split", "length", "label", "prediction"]
     assert predictions["id"].to_list() == [f"P{i}" for i in range(10)]
     test = predictions.filter(pl.col("split") == "test")
     assert abs(test["prediction"][0] - test["label"][0]) == pytest.approx(metrics["test"]["mae"], rel=1e-4)

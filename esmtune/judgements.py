@@ -1,0 +1,310 @@
+"""How good a run is, from its figures: scores beside baselines, training as it went, nearness, members, labels."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from esmtune.charts import Line, bar_chart, line_chart
+from esmtune.metrics import LOWER_IS_BETTER
+from esmtune.outcomes import Outcome, Scores
+from esmtune.pages import Part, Rows, Section, Text
+from esmtune.phrases import (
+    CHANCE,
+    NO_BASELINES,
+    NO_INTERVALS,
+    NO_TEST,
+    NOTHING_HELD_OUT,
+    counted,
+    interval,
+    meaning,
+    metric_name,
+    number,
+    share,
+)
+
+CHIEF = {"regression": "spearman", "binary": "mcc", "multiclass": "mcc", "multilabel": "auprc", "ordinal": "qwk",
+         "mlm": "perplexity", "multitask": "mean"}  # fmt: skip
+PREDICTOR = "this predictor"
+MOST_LINES = 10  # of a chart of training
+
+
+def chief_metric(outcome: Outcome) -> str | None:
+    """The metric that a run is first judged by; None if nothing was held out."""
+    asked = outcome.of_judged("gain").get("metric") or CHIEF.get(str(outcome.metrics.get("task")))
+    if asked in outcome.scores:
+        return asked
+    return next(iter(outcome.scores), None)
+
+
+def kind_of_rows(outcome: Outcome) -> str:
+    """What the scores are of, in words."""
+    if outcome.judged == "test":
+        return "test records"
+    return "training records, each by a training that had not seen it" if outcome.is_by_fold else "validation records"
+
+
+def count_of_rows(outcome: Outcome) -> int:
+    """How many records the scores are of."""
+    return int(outcome.metrics.get("records", {}).get(outcome.judged or "", int(outcome.held_out.sum())))
+
+
+def best_baseline(outcome: Outcome, metric: str) -> str | None:
+    """The baseline that is compared with: as the run says, else the best by a metric."""
+    named = outcome.of_judged("gain").get("baseline")
+    if named in outcome.baselines:
+        return named
+    sign = -1 if metric.rpartition(".")[2] in LOWER_IS_BETTER else 1
+    known = {n: sign * s[metric] for n, s in outcome.baselines.items() if s.get(metric) is not None}
+    return max(known, key=lambda name: known[name]) if known else None
+
+
+def verdict(outcome: Outcome) -> str:
+    """One sentence: how good, and what was gained over the best baseline."""
+    metric = chief_metric(outcome)
+    if metric is None:
+        return NOTHING_HELD_OUT
+    if told := outcome.of_judged("gain").get("text"):
+        return str(told)
+    value = outcome.scores.get(metric)
+    found = interval(outcome.of_judged("intervals").get(metric))
+    rows = f"{count_of_rows(outcome):,} {kind_of_rows(outcome)}"
+    if value is None:
+        return f"On {rows} {metric_name(metric)} is not defined: their labels or the predictions are all alike."
+    said = f"On {rows} {metric_name(metric)} is {number(value)}{' ' if found else ''}{found}"
+    best = best_baseline(outcome, metric)
+    if best is None:
+        names = " and ".join(outcome.baselines)
+        return f"{said}, of which {names} has none." if names else f"{said}. {NO_BASELINES}"
+    base = outcome.baselines[best][metric]
+    assert base is not None
+    return f"{said}; the best baseline, {best}, has {number(base)}. Whether that is more than chance was not computed."
+
+
+def scores_section(outcome: Outcome) -> Section:
+    """Every metric with its interval, beside those of the baselines."""
+    parts: list[Part] = []
+    if not outcome.scores:
+        return Section("scores", "Scores beside baselines", (Text(NOTHING_HELD_OUT, warning=True),))
+    if outcome.judged != "test":
+        parts.append(Text(NO_TEST, warning=True))
+    parts += _chief_chart(outcome)
+    parts.append(scores_table(outcome, outcome.judged or "test"))
+    if outcome.judged == "test" and outcome.metrics.get("valid"):
+        parts.append(scores_table(outcome, "valid"))
+    if outcome.of_judged("intervals"):
+        parts.append(Text(CHANCE))
+    else:
+        parts.append(Text(NO_INTERVALS, warning=True))
+    if not outcome.baselines:
+        parts.append(Text(NO_BASELINES, warning=True))
+    names = dict.fromkeys(name.rpartition(".")[2] for name in outcome.scores)
+    explained = [(metric_name(n), meaning(n)) for n in names if meaning(n)]
+    parts.append(Rows("What the metrics say", ("metric", "says"), explained))
+    return Section("scores", "Scores beside baselines", parts)
+
+
+def scores_table(outcome: Outcome, split: str) -> Rows:
+    """Metrics as rows; the predictor, its interval, and each baseline as columns."""
+    scores = outcome.metrics[split]
+    intervals = (outcome.metrics.get("intervals") or {}).get(split) or {}
+    baselines = outcome.baselines if split == outcome.judged else _baselines(outcome, split)
+    sd = outcome.metrics.get(f"{split}_sd") or {}
+    columns = ["metric", PREDICTOR, *(["95 % interval"] if intervals else []), *(["sd of members"] if sd else [])]
+    rows = []
+    for metric, value in scores.items():
+        row = [metric_name(metric), number(value)]
+        row += [interval(intervals.get(metric)) or "-"] if intervals else []
+        row += [number(sd.get(metric))] if sd else []
+        rows.append([*row, *(number(own.get(metric)) for own in baselines.values())])
+    chief = chief_metric(outcome)
+    strong = frozenset(place for place, metric in enumerate(scores) if metric == chief)
+    count = outcome.metrics.get("records", {}).get(split)
+    what = {"test": "test records", "valid": "validation records"}.get(split, split)
+    return Rows(
+        f"{count:,} {what}" if count is not None else what, [*columns, *baselines], rows,
+        frozenset(range(1, len(columns) + len(baselines))), strong,
+    )  # fmt: skip
+
+
+def _baselines(outcome: Outcome, split: str) -> Mapping[str, Scores]:
+    found = (outcome.metrics.get("baselines") or {}).get(split) or {}
+    if all(isinstance(scores, Mapping) for scores in found.values()):
+        return found
+    return {next(iter(outcome.baselines), "baseline"): found}
+
+
+def _chief_chart(outcome: Outcome) -> Iterator[Part]:
+    metric = chief_metric(outcome)
+    if metric is None or outcome.scores.get(metric) is None:
+        return
+    intervals = {PREDICTOR: outcome.of_judged("intervals").get(metric)}
+    of_baselines = outcome.of_judged("baseline_intervals")
+    intervals |= {name: (of_baselines.get(name) or {}).get(metric) for name in outcome.baselines}
+    values = {PREDICTOR: outcome.scores} | dict(outcome.baselines)
+    known = {name: own[metric] for name, own in values.items() if own.get(metric) is not None}
+    absent = [name for name in outcome.baselines if name not in known]
+    ends = [intervals.get(name) or (None, None) for name in known]
+    better = "less is better" if metric.rpartition(".")[2] in LOWER_IS_BETTER else "more is better"
+    told = [f"{name}: {number(v)} {interval(e)}".strip() for (name, v), e in zip(known.items(), ends, strict=True)]
+    yield bar_chart(
+        f"{metric_name(metric)} beside baselines", list(known), list(known.values()),
+        low=[e[0] for e in ends], high=[e[1] for e in ends], hover=told, y=metric_name(metric),
+        description=f"{metric_name(metric)} of {count_of_rows(outcome):,} {kind_of_rows(outcome)}; {better}. "
+        + ("Whiskers are 95 % intervals." if any(e[0] is not None for e in ends) else ""),
+        note=f"Not defined for {', '.join(absent)}." if absent else "", is_flat=True, highlighted=0,
+    )  # fmt: skip
+
+
+def learning_section(outcome: Outcome) -> Section:
+    """How training went: loss and the metric of the validation rows, by epoch."""
+    history = [entry for entry in outcome.history if entry.get("epoch") is not None]
+    if not history:
+        return Section("training", "How training went")
+    runs = {
+        " ".join(str(x) for x in key if x): list(entries)
+        for key, entries in groupby(history, key=lambda e: (e.get("member", ""), e.get("stage", "")))
+    }
+    shown = dict(list(runs.items())[:MOST_LINES])
+    left = f"{MOST_LINES} of {len(runs)} trainings are drawn." if len(runs) > MOST_LINES else ""
+    losses = [
+        Line(name=f"{name} {what}".strip(), x=[e["epoch"] for e in own if e.get(key) is not None],
+             y=[e[key] for e in own if e.get(key) is not None], is_dashed=key == "train_loss")
+        for name, own in shown.items() for key, what in (("train_loss", "training"), ("valid_loss", "validation"))
+    ]  # fmt: skip
+    parts: list[Part] = [_best(outcome)] if outcome.metrics.get("best") else []
+    parts.append(
+        line_chart(
+            "Loss", [line for line in losses if line.x], x="epoch", y="loss", note=left,
+            description="Dashed: training. Where validation rises while training still falls, the predictor learns "
+            "its training rows by heart; the weights of the best epoch are kept.",
+        )
+    )  # fmt: skip
+    metric = _watched(outcome, history)
+    if metric is not None:
+        lines = [
+            Line(name=name or metric_name(metric), x=[e["epoch"] for e in own],
+                 y=[(e.get("valid") or {}).get(metric) for e in own])
+            for name, own in shown.items()
+        ]  # fmt: skip
+        parts.append(
+            line_chart(
+                f"{metric_name(metric)} of the validation rows", lines, x="epoch", y=metric_name(metric), note=left,
+                description=f"{metric_name(metric)} after each epoch: {meaning(metric) or 'as the run computed it'}.",
+            )
+        )  # fmt: skip
+    return Section("training", "How training went", parts)
+
+
+def _watched(outcome: Outcome, history: Sequence[Mapping[str, Any]]) -> str | None:
+    asked = (outcome.metrics.get("best") or {}).get("metric")
+    there = {name for entry in history for name, value in (entry.get("valid") or {}).items() if value is not None}
+    candidates = (asked, CHIEF.get(str(outcome.metrics.get("task"))), *sorted(there))
+    return next((name for name in candidates if name in there), None)
+
+
+def _best(outcome: Outcome) -> Text:
+    best = outcome.metrics["best"]
+    metric = best.get("metric")
+    why = f"chosen by the validation rows ({metric_name(metric)})" if metric else "those after the last step"
+    return Text(f"The weights are of epoch {best.get('epoch')}, step {best.get('step')}, {why}.")
+
+
+def members_section(outcome: Outcome) -> Section:
+    """Seeds or folds, each by itself."""
+    members = outcome.metrics.get("members") or {}
+    if not members:
+        return Section("members", "Seeds and folds")
+    split = "test" if any(own.get("test") for own in members.values()) else "valid"
+    metrics = list(next((own[split] for own in members.values() if own.get(split)), {}))
+    rows = [[name, *(number((own.get(split) or {}).get(m)) for m in metrics)] for name, own in members.items()]
+    strong = []
+    for name, key in (("mean", f"{split}_mean"), ("standard deviation", f"{split}_sd")):
+        if outcome.metrics.get(key):
+            strong.append(len(rows))
+            rows.append([name, *(number(outcome.metrics[key].get(m)) for m in metrics)])
+    names = ("member", *map(metric_name, metrics))
+    numbers = frozenset(range(1, len(names)))
+    said = f"The predictor is the mean of {counted(outcome.members, 'training')}."
+    parts: list[Part] = [Text(said), Rows(f"{split} scores", names, rows, numbers, frozenset(strong))]
+    if collapsed := outcome.metrics.get("collapsed"):
+        listed = ", ".join(map(str, collapsed))
+        parts.insert(1, Text(f"Learned nothing, and are no part of the predictor: {listed}.", warning=True))
+    return Section("members", "Seeds and folds", parts)
+
+
+def nearness_parts(outcome: Outcome) -> Iterator[Part]:
+    """The scores by identity to the nearest training sequence, and of variants by their mutations."""
+    metric = chief_metric(outcome)
+    for name, what, of in (
+        ("by_identity", "identity to the nearest training sequence", _identity_bin),
+        ("by_mutations", "mutations from the wild type", _mutations_bin),
+    ):
+        bins = outcome.of_judged(name)
+        if not bins or metric is None:
+            continue
+        names = [of(each) for each in bins]
+        metrics = list(bins[0]["scores"])
+        rows = [
+            [label, f"{each['records']:,}", *(number(each["scores"].get(m)) for m in metrics)]
+            for label, each in zip(names, bins, strict=True)
+        ]
+        columns = (what, "records", *map(metric_name, metrics))
+        values = [each["scores"].get(metric) for each in bins]
+        hover = [
+            f"{label}: {number(v)}, {counted(each['records'], 'record')}"
+            for label, v, each in zip(names, values, bins, strict=True)
+        ]
+        yield bar_chart(
+            f"{metric_name(metric)} by {what}", names, values, y=metric_name(metric), x=what, hover=hover,
+            description=f"{metric_name(metric)} of the {kind_of_rows(outcome)} in each bin; bins of few records vary "
+            "by chance, and within a bin labels vary less than over all.",
+            table=Rows(f"Scores by {what}", columns, rows, frozenset(range(1, len(columns)))),
+        )  # fmt: skip
+
+
+def _identity_bin(each: Mapping[str, Any]) -> str:
+    if each["from"] == 0 and each["to"] <= 0.31:
+        return f"below {share(each['to'])}, or none related"
+    return f"{share(each['from'])} to {share(each['to'])}"
+
+
+def _mutations_bin(each: Mapping[str, Any]) -> str:
+    return f"{each['mutations']}" if each["mutations"] < 10 else "10 and more"
+
+
+def labels_section(outcome: Outcome) -> Section:
+    """How good the run is with a share of its labels, and what more of them would bring."""
+    points = outcome.metrics.get("learning_curve") or []
+    if not points:
+        return Section("labels", "What more labels would bring")
+    more = outcome.metrics.get("more_labels") or {}
+    metric = more.get("metric") or chief_metric(outcome)
+    parts: list[Part] = [Text(str(more["text"]))] if more.get("text") else []
+    known = [p for p in points if metric and (p.get("scores") or {}).get(metric) is not None]
+    if known and metric:
+        values = [p["scores"][metric] for p in known]
+        spread = [(p.get("sd") or {}).get(metric) for p in known]
+        hover = [
+            f"{counted(p['records'], 'training record')} ({share(p['share'])}): {number(v)}"
+            + (f" ± {number(sd)}" if sd else "")
+            for p, v, sd in zip(known, values, spread, strict=True)
+        ]
+        line = Line(
+            name=metric_name(metric), x=[p["records"] for p in known], y=values, is_marked=True, hover=hover,
+            low=[None if sd is None else v - sd for v, sd in zip(values, spread, strict=True)],
+            high=[None if sd is None else v + sd for v, sd in zip(values, spread, strict=True)],
+        )  # fmt: skip
+        metrics = list(points[-1].get("scores") or {})
+        rows = [
+            [f"{p['records']:,}", share(p["share"]), *(number((p.get("scores") or {}).get(m)) for m in metrics)]
+            for p in points
+        ]
+        columns = ("training records", "share", *map(metric_name, metrics))
+        parts.append(
+            line_chart(
+                "Test scores by the number of labels", [line], x="training records", y=metric_name(metric),
+                description="Each point is trained on a share of the labels; whiskers are the standard deviation of "
+                "repeats.", table=Rows("Scores by labels", columns, rows, frozenset(range(len(columns)))),
+            )
+        )  # fmt: skip
+    return Section("labels", "What more labels would bring", parts)
