@@ -2,11 +2,19 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from esmtune.circumstances import citations, command_of, data_name, encoder_in_words, hidden, split_method, task_in_words
+from esmtune.circumstances import (
+    citations,
+    command_of,
+    data_name,
+    encoder_in_words,
+    hidden,
+    split_method,
+    task_in_words,
+)
 from esmtune.judgements import chief_metric, scores_table, verdict
 from esmtune.metrics import LOWER_IS_BETTER
 from esmtune.outcomes import Outcome

@@ -63,9 +63,7 @@ def _drawn(line: Line, number: int) -> dict[str, Any]:
     return drawn
 
 
-def _bars(
-    values: Sequence[float | None], low: Sequence[float | None], high: Sequence[float | None]
-) -> dict[str, Any]:
+def _bars(values: Sequence[float | None], low: Sequence[float | None], high: Sequence[float | None]) -> dict[str, Any]:
     def apart(a: float | None, b: float | None) -> float | None:
         return None if a is None or b is None else abs(a - b)
 

@@ -210,7 +210,9 @@ def _same_classes(found: Sequence[Points], names: Sequence[str]) -> list[Points]
             raise ValueError(f"{name} and {names[0]} know other classes: {only}.")
         order = [points.classes.index(c) for c in classes]
         probabilities = None if points.probabilities is None else points.probabilities[:, order]
-        columns = {k: getattr(points, k)[:, order] for k in ("labels", "predictions")} if points.reads == "names" else {}
+        columns = (
+            {k: getattr(points, k)[:, order] for k in ("labels", "predictions")} if points.reads == "names" else {}
+        )
         same.append(replace(points, classes=classes, probabilities=probabilities, **columns))
     return same
 

@@ -128,7 +128,9 @@ def _by_class(points: Points) -> Rows:
         if points.probabilities is not None:
             own, score = truth_of(points, place)
             mixed = 0 < own.sum() < len(own)
-            row += [number(float(area(own, score))) if mixed else "-" for area in (roc_auc_score, average_precision_score)]
+            row += [
+                number(float(area(own, score))) if mixed else "-" for area in (roc_auc_score, average_precision_score)
+            ]
         rows.append(row)
     areas = ("AUROC", "AUPRC") if points.probabilities is not None else ()
     columns = ("class", "measured", "predicted", "precision", "recall", "F1", *areas)
@@ -188,9 +190,7 @@ def _coverage(name: str, own: dict[str, Any], tested: int) -> Iterator[Part]:
     )  # fmt: skip
 
 
-def reliability(
-    is_right: np.ndarray, confidence: Float[np.ndarray, "points"]
-) -> list[tuple[float, float, int]]:
+def reliability(is_right: np.ndarray, confidence: Float[np.ndarray, "points"]) -> list[tuple[float, float, int]]:
     """In bins of the probability of what is predicted: its mean, the share that is right, and how many there are."""
     place = np.minimum((confidence * CONFIDENCES).astype(int), CONFIDENCES - 1)
     return [
@@ -208,7 +208,9 @@ def _reliability(points: Points, own: dict[str, Any]) -> Part:
     ece = sum(n * abs(right - said) for said, right, n in bins) / len(points)
     told = own.get("ece")
     text = f"Expected calibration error {number(ece if told is None else told)}"
-    text += f", {number(own['ece_before'])} before probabilities were mended" if own.get("ece_before") is not None else ""
+    text += (
+        f", {number(own['ece_before'])} before probabilities were mended" if own.get("ece_before") is not None else ""
+    )
     rows: Sequence[Sequence[str]] = [
         [number(said), number(right), interval((e.low, e.high)), f"{n:,}"]
         for (said, right, n), e in zip(bins, ends, strict=True)

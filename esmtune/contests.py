@@ -67,7 +67,9 @@ def scorer_of(points: Points) -> Callable[[Points], Scores]:
 
 def _defined(points: Points, scores: Scores) -> Scores:
     """Without probabilities there are no areas."""
-    return scores if points.probabilities is not None else {k: v for k, v in scores.items() if k not in ("auroc", "auprc")}
+    return (
+        scores if points.probabilities is not None else {k: v for k, v in scores.items() if k not in ("auroc", "auprc")}
+    )
 
 
 def _sure(points: Points) -> Float[np.ndarray, "points classes"]:
@@ -79,7 +81,9 @@ def _sure(points: Points) -> Float[np.ndarray, "points classes"]:
 
 def _grades(points: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     labels, said = points.indices(points.labels), points.indices(points.predictions)
-    means = said.astype(float) if points.probabilities is None else points.probabilities @ np.arange(len(points.classes))
+    means = (
+        said.astype(float) if points.probabilities is None else points.probabilities @ np.arange(len(points.classes))
+    )
     return labels, said, means
 
 
@@ -188,7 +192,11 @@ def _sentence(pair: Pair) -> str:
     if pair.difference is None:
         return f"{chief} of {pair.first} or {pair.second} is not defined on these records."
     better, worse = (pair.first, pair.second) if pair.difference >= 0 else (pair.second, pair.first)
-    ends = (pair.low, pair.high) if pair.difference >= 0 or pair.low is None or pair.high is None else (-pair.high, -pair.low)
+    ends = (
+        (pair.low, pair.high)
+        if pair.difference >= 0 or pair.low is None or pair.high is None
+        else (-pair.high, -pair.low)
+    )
     known = f" {interval(ends)}" if pair.low is not None else ""
     said = f"{chief} of {better} is better than that of {worse} by {number(abs(pair.difference))}{known}"
     if pair.difference == 0:

@@ -1,5 +1,6 @@
 """How good a run is, from its predictions: labels beside what was predicted, where errors are large, worst cases."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -122,7 +123,7 @@ def by_value(
     place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
     is_share = edges[0] == 0 and edges[-1] == 1
     found = []
-    for number_of, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for number_of, (low, high) in enumerate(itertools.pairwise(edges)):
         name = f"{share(low)} to {share(high)}" if is_share else f"{_short(low)} to {_short(high)}"
         found.append(bin_of(name, points.errors[known & (place == number_of)]))
     left = int((~known).sum())

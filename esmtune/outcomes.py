@@ -171,7 +171,7 @@ def read_outcome(path: str | Path) -> Outcome:
         if not (path / name).is_file():
             raise ValueError(f"{path} is no folder of a run: it has no {name}. Name the folder that train wrote.")
     try:
-        predictions = pl.read_csv(path / "predictions.csv", infer_schema=False, missing_utf8_is_empty_string=False)
+        predictions = pl.read_csv(path / "predictions.csv", infer_schema=False)
         spec = _json(path / "predictor" / "predictor.json")
         members = spec.get("members", [])
         return Outcome(

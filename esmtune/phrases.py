@@ -68,7 +68,9 @@ NO_CALIBRATION = (
     "or more, or with rows whose split is calibration."
 )
 OWN_DATA = "The run was trained on data in memory, so it cannot be repeated from its files."
-CHANCE = "An interval that leaves zero out is more than chance would give; 95 % intervals, by the bootstrap over sequences."
+CHANCE = (
+    "An interval that leaves zero out is more than chance would give; 95 % intervals, by the bootstrap over sequences."
+)
 
 ESM2 = (
     "Lin Z, Akin H, Rao R, Hie B, Zhu Z, Lu W, et al. Evolutionary-scale prediction of atomic-level protein structure "
@@ -85,7 +87,7 @@ ESM2_BIBTEX = """@article{lin2023esm2,
   year    = {2023},
   doi     = {10.1126/science.ade2574}
 }"""
-LORA = "Hu EJ, Shen Y, Wallis P, et al. LoRA: low-rank adaptation of large language models. ICLR (2022). https://doi.org/10.48550/arXiv.2106.09685"  # noqa: E501
+LORA = "Hu EJ, Shen Y, Wallis P, et al. LoRA: low-rank adaptation of large language models. ICLR (2022). https://doi.org/10.48550/arXiv.2106.09685"
 MMSEQS2 = "Steinegger M, Söding J. MMseqs2 enables sensitive protein sequence searching for the analysis of massive data sets. Nature Biotechnology 35, 1026-1028 (2017). https://doi.org/10.1038/nbt.3988"  # noqa: E501
 CONFORMAL = "Angelopoulos AN, Bates S. Conformal prediction: a gentle introduction. Foundations and Trends in Machine Learning 16, 494-591 (2023). https://doi.org/10.1561/2200000101"  # noqa: E501
 

@@ -47,7 +47,9 @@ class Embeddings:
 embeddings_writer: Registry[Callable[[Embeddings, Path], None]] = Registry("embeddings format")
 
 
-def check_out(path: Path, *, overwrite: bool, kind: Literal["table", "embeddings", "scores", "comparison", "folder"]) -> None:
+def check_out(
+    path: Path, *, overwrite: bool, kind: Literal["table", "embeddings", "scores", "comparison", "folder"]
+) -> None:
     """Refuse, before anything is computed, a place that cannot be written to or would be overwritten.
 
     Raises:
