@@ -18,16 +18,18 @@ MOST_POINTS = 3000  # drawn one by one; more are counted in cells
 CELLS = 80  # to a side
 CLEAR = "rgba(0,0,0,0)"
 
+Numbers = Sequence[float | int | None]  # JSON does not tell 1 from 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """A line of a chart; `low` and `high` are a band or bars about it."""
 
     name: str
-    x: Sequence[float | str]
-    y: Sequence[float | None]
-    low: Sequence[float | None] | None = None
-    high: Sequence[float | None] | None = None
+    x: Sequence[float | int | str]
+    y: Numbers
+    low: Numbers | None = None
+    high: Numbers | None = None
     hover: Sequence[str] | None = None
     is_dashed: bool = False
     is_marked: bool = False
@@ -35,7 +37,7 @@ class Line:
 
 def line_chart(
     title: str, lines: Sequence[Line], *, x: str, y: str, description: str, table: Rows | None = None, note: str = "",
-    y_range: Sequence[float] | None = None, x_range: Sequence[float] | None = None, log_x: bool = False,
+    y_range: Numbers | None = None, x_range: Numbers | None = None, log_x: bool = False,
     wide: bool = True, diagonal: bool = False,
 ) -> Chart:  # fmt: skip
     """Lines over numbers; the `diagonal` is drawn where points on it would be right."""
@@ -63,8 +65,8 @@ def _drawn(line: Line, number: int) -> dict[str, Any]:
     return drawn
 
 
-def _bars(values: Sequence[float | None], low: Sequence[float | None], high: Sequence[float | None]) -> dict[str, Any]:
-    def apart(a: float | None, b: float | None) -> float | None:
+def _bars(values: Numbers, low: Numbers, high: Numbers) -> dict[str, Any]:
+    def apart(a: float | int | None, b: float | int | None) -> float | int | None:
         return None if a is None or b is None else abs(a - b)
 
     return {
@@ -75,8 +77,8 @@ def _bars(values: Sequence[float | None], low: Sequence[float | None], high: Seq
 
 
 def bar_chart(
-    title: str, names: Sequence[str], values: Sequence[float | None], *, y: str, x: str = "",
-    description: str, low: Sequence[float | None] | None = None, high: Sequence[float | None] | None = None,
+    title: str, names: Sequence[str], values: Numbers, *, y: str, x: str = "",
+    description: str, low: Numbers | None = None, high: Numbers | None = None,
     hover: Sequence[str] | None = None, table: Rows | None = None, note: str = "", is_flat: bool = False,
     highlighted: int | None = None,
 ) -> Chart:  # fmt: skip

@@ -242,7 +242,8 @@ def command_of(outcome: Outcome) -> str:
     words = ["esmtune", "train", shlex.quote(data_name(outcome) or "DATA")]
     known = {f.name: f.default for f in fields(TrainConfig)}
     for name, value in outcome.config.items():
-        if name == "data" or value == known.get(name) or value == list(known.get(name) or ()):
+        own = tuple(value) if isinstance(value, list) else value
+        if name == "data" or own == known.get(name):
             continue
         words += _option(name, value)
     return " ".join(words)

@@ -183,7 +183,7 @@ def _coverage(name: str, own: dict[str, Any], tested: int) -> Iterator[Part]:
     yield line_chart(
         f"{name}: coverage", [Line(name="reached", x=promised, y=reached, is_marked=True,
         low=[r - n for r, n in zip(reached, noise, strict=True)], high=[min(1, r + n) for r, n in zip(reached, noise, strict=True)])],
-        x="promised", y="share of test records within", diagonal=True, wide=False, x_range=(0.4, 1), y_range=(0.3, 1.02),
+        x="promised", y="share of test records within", diagonal=True, wide=False, x_range=(0.4, 1.0), y_range=(0.3, 1.02),
         description="On the dashed line intervals hold what they promise; whiskers are two standard deviations of what "
         "so many calibration and test records let expect.",
         table=Rows(f"{name}: coverage", ("promised", "reached", width, "to be expected"), rows, frozenset(range(4))),
@@ -222,7 +222,7 @@ def _reliability(points: Points, own: dict[str, Any]) -> Part:
     )  # fmt: skip
     return line_chart(
         f"{points.target.name}: what probabilities mean", [line], x="probability of the predicted class",
-        y="share that is right", diagonal=True, wide=False, x_range=(0, 1.02), y_range=(0, 1.02),
+        y="share that is right", diagonal=True, wide=False, x_range=(0.0, 1.02), y_range=(0.0, 1.02),
         description=f"{text}. On the dashed line probabilities mean what they say; whiskers are 95 % intervals.",
         table=Rows("Probabilities and what is right", ("said", "right", "95 % interval", "points"), rows, frozenset(range(4))),
     )  # fmt: skip

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from esmtune.labels import READS, Reads, as_number, as_text
 from esmtune.records import Target
 
-Scores = Mapping[str, float | None]
+Scores = Mapping[str, float | int | None]
 IGNORANT = {"number": "mean", "name": "majority", "names": "majority"}  # the baseline that stood alone before
 
 

@@ -118,7 +118,7 @@ def meaning(metric: str) -> str:
     return MEANINGS.get(metric.rpartition(".")[2], "")
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: float | int | None, digits: int = 3) -> str:
     """A number of so many digits, or a dash where it is unknown.
 
     >>> number(0.12345), number(1234.5), number(None), number(12345678.0)
@@ -132,7 +132,7 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{max(0, digits - whole)}f}"
 
 
-def interval(ends: Sequence[float | None] | None) -> str:
+def interval(ends: Sequence[float | int | None] | None) -> str:
     """An interval, or nothing where there is none.
 
     >>> interval([0.1, 0.25]), interval(None)
@@ -153,7 +153,7 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun if count == 1 else plural}"
 
 
-def share(value: float) -> str:
+def share(value: float | int) -> str:
     """A share in percent.
 
     >>> share(0.5), share(0.0123)

@@ -10,7 +10,8 @@ from scipy import stats
 
 import esmtune
 from esmtune.contests import holm, paired_test
-from esmtune.outcomes import read_outcome
+from esmtune.outcomes import Points, read_outcome
+from esmtune.records import Target
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +106,16 @@ def test_several_pairs_are_corrected(folder):
 
 
 def test_under_no_difference_p_is_uniform():
-    class Few:  # what paired_test looks at
-        reads, record, residue = "number", np.arange(40), np.zeros(40)
-        target = type("T", (), {"kind": "regression"})
+    random, zero = np.random.default_rng(0), np.zeros(40)
 
-        def __init__(self, errors):
-            self.errors = errors
+    def drawn():
+        return Points(
+            target=Target(name="tm", kind="regression", form="one"), reads="number", record=np.arange(40),
+            residue=np.zeros(40, int), labels=zero, predictions=random.normal(size=40), classes=(), probabilities=None,
+            lower=None, upper=None, sets=None,
+        )  # fmt: skip
 
-    random = np.random.default_rng(0)
-    found = [paired_test(Few(random.normal(size=40)), Few(random.normal(size=40)))[1] for _ in range(300)]
+    found = [paired_test(drawn(), drawn())[1] for _ in range(300)]
     assert stats.kstest(found, "uniform").pvalue > 0.001
 
 
@@ -132,10 +134,8 @@ def test_only_shared_records_count_and_that_is_said(folder, tmp_path):
 
 def test_the_same_id_with_another_sequence_is_another_record(folder, tmp_path):
     other = shutil.copytree(folder / "poor", tmp_path / "other")
-    text = (other / "split.csv").read_text().replace("a", "0").replace("b", "1")
-    (other / "split.csv").write_text(
-        text.replace("sequence_sh0256", "sequence_sha256").replace("v0lid", "valid").replace("tr0in", "train")
-    )
+    rows = read_outcome(other).predictions.to_dicts()
+    runs_on_disk.write_split(other, rows, ["another"] * len(rows))
     with pytest.raises(ValueError, match="share no test record"):
         esmtune.compare(folder / "good", other)
 

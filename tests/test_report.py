@@ -367,7 +367,7 @@ def test_the_card_tells_how_good_how_to_use_and_how_to_cite(whole):
 
 # --- Made by train, made anew -------------------------------------------------------------------
 
-TABLE = [(sequence, float(n)) for n, sequence in enumerate(TEN)] * 3
+TABLE = [(sequence, n + 0.5) for n, sequence in enumerate(TEN)] * 3
 
 
 @pytest.fixture(scope="module")
