@@ -89,7 +89,7 @@ def bar_chart(
         "type": "bar", "name": "", "marker": {"color": colors}, "x": names, "y": list(values),
         "hovertext": list(hover or names), "hoverinfo": "text",
     }  # fmt: skip
-    if low is not None and high is not None:
+    if low is not None and high is not None and any(end is not None for end in low):
         bars["error_y"] = _bars(values, low, high) | {"color": "@ink"}
     layout = _layout(x, y, legend=False)
     if is_flat:

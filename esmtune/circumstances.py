@@ -1,5 +1,6 @@
 """What a run was asked to do, on which data, how these were split, where it ran, and how to do it again."""
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -32,6 +33,7 @@ from esmtune.phrases import (
 RELATED = ("leak", "leak-conflict", "near-duplicates", "variants")  # findings about both sides of a split
 NEAR = 0.5  # identity
 SHOWN_IDS = 10
+LINE = 78  # characters of a command
 ORDER = ("error", "warning", "note")
 FILES = {
     "run.toml": "every option, as it was decided",
@@ -110,14 +112,16 @@ def data_section(outcome: Outcome) -> Section:
     elif not found:
         parts.append(Text("Nothing odd was found."))
     else:
-        cells = [(f["severity"], f["name"], f["text"], _ids(f.get("ids") or ())) for f in found]
+        cells = [(f["severity"], f["name"], f"{f['text']}{_ids(f.get('ids') or ())}") for f in found]
         strong = frozenset(n for n, f in enumerate(found) if f["severity"] == "error")
-        parts.append(Rows("What was found in the data", ("", "finding", "what", "ids"), cells, strong=strong))
+        parts.append(Rows("What was found in the data", ("weight", "finding", "what"), cells, strong=strong))
     return Section("data", "The data and their problems", parts)
 
 
 def _ids(ids: Any) -> str:
-    return ", ".join(map(str, ids[:SHOWN_IDS])) + (", …" if len(ids) > SHOWN_IDS else "")
+    if not ids:
+        return ""
+    return f" Ids: {', '.join(map(str, ids[:SHOWN_IDS]))}{', …' if len(ids) > SHOWN_IDS else '.'}"
 
 
 def split_method(outcome: Outcome) -> str:
@@ -195,8 +199,20 @@ def environment_section(outcome: Outcome) -> Section:
     rows += [(name, str(environment[key])) for name, key in names if environment.get(key) is not None]
     parts: list[Part] = [Rows("Versions, device and checksums", ("", ""), rows)]
     if environment.get("notices"):
-        parts += [Text("What was said during the run:"), Items([str(text) for text in environment["notices"]])]
+        parts += [
+            Text("What was said during the run:"),
+            Items([without_folders(str(text)) for text in environment["notices"]]),
+        ]
     return Section("environment", "Where it ran", parts)
+
+
+def without_folders(text: str) -> str:
+    """A sentence with the names of files alone: where they lay says something of a machine, and who reads has another.
+
+    >>> without_folders("Left out of /home/me/weights: a/b.")
+    'Left out of weights: a/b.'
+    """
+    return re.sub(r"(?<![^\s'\"(])/(?:[^\s/]+/)+(?=[^\s/])", "", text)
 
 
 def citations(outcome: Outcome) -> list[str]:
@@ -239,31 +255,35 @@ def command_of(outcome: Outcome) -> str:
 
     The file of the data, if it came from memory, is called DATA.
     """
-    words = ["esmtune", "train", shlex.quote(data_name(outcome) or "DATA")]
+    lines = [f"esmtune train {shlex.quote(data_name(outcome) or 'DATA')}"]
     known = {f.name: f.default for f in fields(TrainConfig)}
     for name, value in outcome.config.items():
         own = tuple(value) if isinstance(value, list) else value
         if name == "data" or own == known.get(name):
             continue
-        words += _option(name, value)
-    return " ".join(words)
+        for option in options_of(name, value):
+            if len(lines[-1]) + len(option) > LINE:
+                lines.append(" ")
+            lines[-1] += f" {option}"
+    return " \\\n".join(lines)
 
 
-def _option(name: str, value: Any) -> Iterator[str]:
+def options_of(name: str, value: Any) -> Iterator[str]:
+    """An option as it is written in the shell, with those of a part after it."""
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, Mapping):
-        yield from (flag, shlex.quote(str(value.get("name"))))
+        yield f"{flag} {shlex.quote(str(value.get('name')))}"
         for option, own in value.items():
             if option != "name":
-                yield from _option(f"{name}.{option}", own)
+                yield from options_of(f"{name}.{option}", own)
     elif isinstance(value, bool):
         yield flag if value else f"{flag}=false"
     elif isinstance(value, list | tuple):
-        yield from (flag, *(shlex.quote(str(each)) for each in value))
+        yield " ".join((flag, *(shlex.quote(str(each)) for each in value)))
     else:
         text = str(value)
         text = Path(text).name if Path(text).is_absolute() else text
-        yield from ((f"{flag}={shlex.quote(text)}",) if text.startswith("-") else (flag, shlex.quote(text)))
+        yield f"{flag}={shlex.quote(text)}" if text.startswith("-") else f"{flag} {shlex.quote(text)}"
 
 
 def files_section(outcome: Outcome) -> Section:

@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from esmtune.charts import Line, line_chart, matrix_chart
-from esmtune.evidence import each_points
-from esmtune.judgements import kind_of_rows
+from esmtune.evidence import each_points, points_in_words
 from esmtune.outcomes import Outcome, Points
 from esmtune.pages import Part, Rows, Section, Text
 from esmtune.phrases import NO_CALIBRATION, counted, interval, number, share
@@ -53,9 +52,8 @@ def _confusion(outcome: Outcome, points: Points) -> Part:
         names = [*(names[n] for n in kept), f"{len(rest)} others"]
     rows = [[name, *(f"{n:,}" for n in row)] for name, row in zip(names, counts.tolist(), strict=True)]
     right = float((points.labels == points.predictions).mean())
-    unit = "residue" if points.residue.any() else "record"
     told = (
-        f"{counted(len(points), unit)} of the {kind_of_rows(outcome)}: {share(right)} on the diagonal, which is right. "
+        f"{points_in_words(outcome, points)}: {share(right)} on the diagonal, which is right. "
         "A row is what was measured; colors are shares of the row."
     )
     return matrix_chart(

@@ -38,8 +38,7 @@ def agreement_section(outcome: Outcome) -> Section:
         if points.reads != "number":
             continue
         name = points.target.name
-        of = counted(len(points), "residue" if points.residue.any() else "record")
-        told = f"{of} of the {kind_of_rows(outcome)}; on the dashed line a prediction is right."
+        told = f"{points_in_words(outcome, points)}; on the dashed line a prediction is right."
         if points.bounds:
             told += f" {counted(points.bounds, 'label')} that are bounds, such as >10, are not drawn."
         parts.append(
@@ -252,6 +251,12 @@ def by_record(points: Points) -> tuple[np.ndarray, Float[np.ndarray, "records"]]
     """The records, and the mean error of each."""
     records, place = np.unique(points.record, return_inverse=True)
     return records, np.bincount(place, points.errors) / np.bincount(place)
+
+
+def points_in_words(outcome: Outcome, points: Points) -> str:
+    """How many points there are, and of what."""
+    rows = kind_of_rows(outcome)
+    return f"{counted(len(points), 'residue')} of the {rows}" if points.residue.any() else f"{len(points):,} {rows}"
 
 
 def noun_of_error(points: Points) -> str:

@@ -12,7 +12,6 @@ from esmtune.phrases import (
     CHANCE,
     NO_BASELINES,
     NO_INTERVALS,
-    NO_TEST,
     NOTHING_HELD_OUT,
     counted,
     interval,
@@ -51,7 +50,7 @@ def count_of_rows(outcome: Outcome) -> int:
 def best_baseline(outcome: Outcome, metric: str) -> str | None:
     """The baseline that is compared with: as the run says, else the best by a metric."""
     named = outcome.of_judged("gain").get("baseline")
-    if named in outcome.baselines:
+    if named in outcome.baselines and outcome.baselines[named].get(metric) is not None:
         return named
     sign = -1 if metric.rpartition(".")[2] in LOWER_IS_BETTER else 1
     known = {n: sign * s[metric] for n, s in outcome.baselines.items() if s.get(metric) is not None}
@@ -73,11 +72,22 @@ def verdict(outcome: Outcome) -> str:
     said = f"On {rows} {metric_name(metric)} is {number(value)}{' ' if found else ''}{found}"
     best = best_baseline(outcome, metric)
     if best is None:
-        names = " and ".join(outcome.baselines)
-        return f"{said}, of which {names} has none." if names else f"{said}. {NO_BASELINES}"
+        return f"{said}. {_beside_another_metric(outcome, metric)}"
     base = outcome.baselines[best][metric]
     assert base is not None
     return f"{said}; the best baseline, {best}, has {number(base)}. Whether that is more than chance was not computed."
+
+
+def _beside_another_metric(outcome: Outcome, metric: str) -> str:
+    """Of baselines that have no such metric, as a constant has no correlation, what they have instead."""
+    for other in (name for name in outcome.scores if name != metric):
+        best = best_baseline(outcome, other)
+        if best is not None and outcome.scores[other] is not None:
+            own, base = number(outcome.scores[other]), number(outcome.baselines[best][other])
+            return (
+                f"Beside a baseline, {best}, which has no {metric_name(metric)}: {metric_name(other)} {own} and {base}."
+            )
+    return NO_BASELINES
 
 
 def scores_section(outcome: Outcome) -> Section:
@@ -85,8 +95,6 @@ def scores_section(outcome: Outcome) -> Section:
     parts: list[Part] = []
     if not outcome.scores:
         return Section("scores", "Scores beside baselines", (Text(NOTHING_HELD_OUT, warning=True),))
-    if outcome.judged != "test":
-        parts.append(Text(NO_TEST, warning=True))
     parts += _chief_chart(outcome)
     parts.append(scores_table(outcome, outcome.judged or "test"))
     if outcome.judged == "test" and outcome.metrics.get("valid"):
@@ -142,6 +150,8 @@ def _chief_chart(outcome: Outcome) -> Iterator[Part]:
     intervals |= {name: (of_baselines.get(name) or {}).get(metric) for name in outcome.baselines}
     values = {PREDICTOR: outcome.scores} | dict(outcome.baselines)
     known = {name: own[metric] for name, own in values.items() if own.get(metric) is not None}
+    if len(known) < 2:
+        return
     absent = [name for name in outcome.baselines if name not in known]
     ends = [intervals.get(name) or (None, None) for name in known]
     better = "less is better" if metric.rpartition(".")[2] in LOWER_IS_BETTER else "more is better"

@@ -1,6 +1,5 @@
 """What a run left on disk, read again: neither its weights nor its data are needed to tell how good it is."""
 
-import csv
 import json
 import tomllib
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import polars as pl
 from jaxtyping import Bool, Float, Int
 
 from esmtune.labels import READS, Reads, as_number, as_text
+from esmtune.readers import read
 from esmtune.records import Target
 
 Scores = Mapping[str, float | int | None]
@@ -171,7 +171,7 @@ def read_outcome(path: str | Path) -> Outcome:
         if not (path / name).is_file():
             raise ValueError(f"{path} is no folder of a run: it has no {name}. Name the folder that train wrote.")
     try:
-        predictions = pl.read_csv(path / "predictions.csv", infer_schema=False)
+        predictions = _text_of(path / "predictions.csv")
         spec = _json(path / "predictor" / "predictor.json")
         members = spec.get("members", [])
         return Outcome(
@@ -206,19 +206,27 @@ def _lines(path: Path) -> tuple[dict[str, Any], ...]:
     return tuple(json.loads(line) for line in text.split("\n") if line.strip())
 
 
+def _text_of(path: Path) -> pl.DataFrame:
+    """A table as text; empty cells are null."""
+    frame = read(path).frame
+    return frame.select(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in frame.columns)
+
+
 def _digests(path: Path, predictions: pl.DataFrame) -> tuple[str, ...] | None:
-    """The SHA-256 of each predicted record's sequence: split.csv has the records in the same order, and more of them."""
+    """The SHA-256 of each predicted record's sequence.
+
+    split.csv has the records in the same order, those without a label among them.
+    """
     if not path.is_file():
         return None
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = iter(list(csv.DictReader(file)))
+    rows = _text_of(path).select("id", "split", "sequence_sha256").iter_rows()
     found = []
-    for name, split in predictions.select("id", "split").iter_rows():
-        for row in rows:
-            if row.get("id") == (name or "") and (row.get("split") or "") == (split or ""):
-                found.append(row.get("sequence_sha256", ""))
-                break
-    return tuple(found) if len(found) == predictions.height and all(found) else None
+    for asked in predictions.select("id", "split").iter_rows():
+        digest = next((digest for *own, digest in rows if tuple(own) == asked), None)
+        if digest is None:
+            return None
+        found.append(digest)
+    return tuple(found)
 
 
 def cells_of(cell: str | None, form: str) -> list[str]:

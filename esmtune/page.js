@@ -36,7 +36,7 @@
   const draw = (chart, place, width) => {
     const figure = colored(figures[place]);
     const layout = { ...figure.layout, autosize: width === undefined };
-    if (width !== undefined) layout.width = Math.min(width, chart.classList.contains("square") ? 520 : width);
+    if (width !== undefined) layout.width = Math.min(width, chart.parentElement.classList.contains("half") ? 520 : width);
     return Plotly.react(chart, figure.data, layout, options);
   };
   const drawn = new Set();

@@ -97,7 +97,7 @@ def page_of(outcome: Outcome) -> Page:
     )
     version = (outcome.environment.get("versions") or {}).get("esmtune")
     return Page(
-        title=f"{outcome.metrics.get('target', 'A run')}: {outcome.name}",
+        title=f"{outcome.name}: {outcome.metrics.get('target', 'a run')}",
         subtitle=f"Predicts {task_in_words(outcome)}, with {encoder_in_words(outcome)}, tuning "
         f"{outcome.metrics.get('tuning', 'unknown')}.",
         sections=sections,
@@ -125,7 +125,8 @@ def _verdict_section(outcome: Outcome) -> Section:
         parts.append(Text(NO_TEST, warning=True))
     if outcome.metrics.get("diverged"):
         parts.append(Text("A training ended in numbers that were not finite; the weights are those from before.", True))
-    parts += [Text(text) for text in hidden(outcome)]
+    warned = {f["text"] for f in (outcome.metrics.get("data") or {}).get("findings") or [] if f["severity"] != "note"}
+    parts += [Text(text, warning=text in warned) for text in hidden(outcome)]
     return Section("verdict", "What came of it", parts)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import sys
 
@@ -390,7 +391,7 @@ def test_train_writes_both(trained):
 
 
 def test_the_command_that_a_report_names_repeats_the_run(trained, shell, monkeypatch, tmp_path):
-    command = command_of(read_outcome(trained.path)).split()
+    command = shlex.split(command_of(read_outcome(trained.path)).replace("\\\n", ""))
     assert command[:3] == ["esmtune", "train", "stability.csv"]
     assert "--epochs" in command
     monkeypatch.chdir(trained.path.parent)
@@ -415,7 +416,17 @@ def test_report_is_made_anew_and_a_card_is_kept(trained, shell):
 def test_train_leaves_the_page_out_when_asked(tiny, tmp_path, shell):
     (tmp_path / "t.csv").write_text("sequence,tm\n" + "".join(f"{s},{y}\n" for s, y in TABLE))
     answer = shell(
-        "train", tmp_path / "t.csv", "--encoder", tiny, "--epochs", 1, "--report=false", "--out", tmp_path / "run"
+        "train",
+        tmp_path / "t.csv",
+        "--target",
+        "tm",
+        "--encoder",
+        tiny,
+        "--epochs",
+        1,
+        "--report=false",
+        "--out",
+        tmp_path / "run",
     )
     assert answer.code == 0
     assert not (tmp_path / "run" / "report.html").exists()

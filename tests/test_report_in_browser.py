@@ -65,7 +65,9 @@ def draw_all(page):
     """Scroll to each chart, as a reader would, and wait until it is drawn."""
     for place in range(page.locator("[data-figure]").count()):
         page.locator("[data-figure]").nth(place).scroll_into_view_if_needed()
-    page.wait_for_function("[...document.querySelectorAll('[data-figure]')].every(c => c.querySelector('svg.main-svg'))")
+    page.wait_for_function(
+        "[...document.querySelectorAll('[data-figure]')].every(c => c.querySelector('svg.main-svg'))"
+    )
 
 
 @pytest.mark.parametrize("name", ["regression", "many", "classes", "residues", "compared"])
@@ -124,7 +126,9 @@ def test_it_prints_every_chart_in_light_on_paper(pages, look, tmp_path):
     page = look(pages["regression"], DESKTOP, color_scheme="dark")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
-    page.wait_for_function("[...document.querySelectorAll('[data-figure]')].every(c => c.querySelector('svg.main-svg'))")
+    page.wait_for_function(
+        "[...document.querySelectorAll('[data-figure]')].every(c => c.querySelector('svg.main-svg'))"
+    )
     assert page.locator(".xtitle").first.evaluate("e => getComputedStyle(e).fill") == "rgb(26, 33, 41)"
     widths = page.evaluate("[...document.querySelectorAll('svg.main-svg')].map(e => e.getBoundingClientRect().width)")
     assert max(widths) <= 700
@@ -145,7 +149,9 @@ def test_it_can_be_read_without_scripts(pages, browser):
 
 def test_charts_have_names_and_headings_are_in_order(pages, look):
     page = look(pages["regression"], DESKTOP)
-    assert all(page.locator("[data-figure]").evaluate_all("all => all.map(e => e.getAttribute('aria-label').length > 20)"))
+    assert all(
+        page.locator("[data-figure]").evaluate_all("all => all.map(e => e.getAttribute('aria-label').length > 20)")
+    )
     levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3')].map(e => +e.tagName[1])")
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
