@@ -93,7 +93,8 @@ def _hub_metrics(outcome: Outcome) -> dict[str, float]:
 def _index(outcome: Outcome, kind: str) -> list[dict[str, Any]]:
     name = data_name(outcome) or "data in memory"
     results = [
-        {"type": HUB_METRICS.get(metric.rpartition(".")[2], metric), "value": round(value, 6), "name": metric_name(metric)}
+        {"type": HUB_METRICS.get(metric.rpartition(".")[2], metric), "value": round(value, 6),
+         "name": metric_name(metric)}
         for metric, value in outcome.scores.items() if value is not None
     ]  # fmt: skip
     if not results:
@@ -112,8 +113,8 @@ def _body(outcome: Outcome) -> Iterator[str]:
     rows = ", ".join(f"{count:,} {name}" for name, count in records.items())
     method = split_method(outcome)
     yield (
-        f"{marked(data_name(outcome) or 'Data from memory')}: {rows} records, split {METHODS.get(method, method)}. Encoder "
-        f"{marked(encoder_in_words(outcome))}, tuning {outcome.metrics.get('tuning', 'unknown')}."
+        f"{marked(data_name(outcome) or 'Data from memory')}: {rows} records, split {METHODS.get(method, method)}. "
+        f"Encoder {marked(encoder_in_words(outcome))}, tuning {outcome.metrics.get('tuning', 'unknown')}."
     )
     yield "## How good it is"
     if outcome.scores:
@@ -173,14 +174,13 @@ def _limits(outcome: Outcome) -> Iterator[str]:
 def _use(outcome: Outcome) -> Iterator[str]:
     yield "## Use"
     yield f"```sh\nesmtune predict {shlex.quote(outcome.name)} proteins.csv --out predictions.csv\n```"
-    yield (
-        f'```python\nimport esmtune\n\npredictor = esmtune.load({outcome.name!r})\nprint(predictor.predict(["{UBIQUITIN}"]))\n```'
-    )  # fmt: skip
+    code = f'predictor = esmtune.load({outcome.name!r})\nprint(predictor.predict(["{UBIQUITIN}"]))'
+    yield f"```python\nimport esmtune\n\n{code}\n```"
     digest = (outcome.spec.get("encoder") or {}).get("sha256")
     if digest and not outcome.config.get("self_contained"):
         yield (
-            f"Unless all of the encoder's weights moved, it is looked up by its name, {marked(encoder_in_words(outcome))}; "
-            f"`--encoder PATH` says where it is. Its SHA-256 must be `{digest}`."
+            "Unless all of the encoder's weights moved, it is looked up by its name, "
+            f"{marked(encoder_in_words(outcome))}; `--encoder PATH` says where it is. Its SHA-256 must be `{digest}`."
         )
     if outcome.config.get("data"):
         yield f"Trained by:\n\n```sh\n{command_of(outcome)}\n```"

@@ -199,7 +199,8 @@ def letters_chart(
 
 def _diagonal(low: float, high: float) -> dict[str, Any]:
     return {
-        "type": "scatter", "mode": "lines", "x": [low, high], "y": [low, high], "hoverinfo": "skip", "showlegend": False,
+        "type": "scatter", "mode": "lines", "x": [low, high], "y": [low, high], "hoverinfo": "skip",
+        "showlegend": False,
         "line": {"color": "@gray", "width": 1, "dash": "dash"},
     }  # fmt: skip
 

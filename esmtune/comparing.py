@@ -18,8 +18,8 @@ from esmtune.writers import check_out, write_json
 
 HOW = (
     "Intervals are of 95 %, by the bootstrap over sequences, the same resamples for both runs. Tests are of pairs: "
-    "McNemar's exact test of right and wrong for classes of sequences, else Wilcoxon's signed ranks of the mean error of "
-    "each sequence; p is corrected for the number of pairs after Holm. A difference is in favor of the first run "
+    "McNemar's exact test of right and wrong for classes of sequences, else Wilcoxon's signed ranks of the mean error "
+    "of each sequence; p is corrected for the number of pairs after Holm. A difference is in favor of the first run "
     "where it is positive, also of what is better when lower."
 )
 
@@ -128,8 +128,8 @@ def shared_rows(outcomes: Sequence[Outcome], names: Sequence[str]) -> tuple[list
     if not kept:
         told = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
         raise ValueError(
-            f"these runs share no {split} record with the same id, {'sequence and ' if by_sequence else ''}label ({told}): "
-            "train them with the same test rows, such as --test FILE or a split column."
+            f"these runs share no {split} record with the same id, {'sequence and ' if by_sequence else ''}label "
+            f"({told}): train them with the same test rows, such as --test FILE or a split column."
         )
     if any(count != len(kept) for count in counts):
         told = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
@@ -266,7 +266,8 @@ def pairs_tables(found: Comparison) -> list[Rows]:
     tables = []
     for target in found.scores:
         rows = [
-            [p.first, p.second, number(p.difference, 4), interval((p.low, p.high)) or "-", p.test, _p(p.p), _p(p.p_holm)]
+            [p.first, p.second, number(p.difference, 4), interval((p.low, p.high)) or "-", p.test, _p(p.p),
+             _p(p.p_holm)]
             for p in found.pairs if p.target == target
         ]  # fmt: skip
         metric = metric_name(next(p.metric for p in found.pairs if p.target == target))

@@ -174,14 +174,16 @@ def _coverage(name: str, own: dict[str, Any], tested: int) -> Iterator[Part]:
     ]
     yield Text(
         f"{name}: {of}. Of the test records {share(levels[0.9]['coverage'])} lie within their 90 % "
-        f"{'sets' if is_class else 'intervals'}, which {'hold' if is_class else 'are'} {number(levels[0.9].get('width'))} "
-        f"{'classes' if is_class else 'wide'} in the mean."
+        f"{'sets' if is_class else 'intervals'}, which {'hold' if is_class else 'are'} "
+        f"{number(levels[0.9].get('width'))} {'classes' if is_class else 'wide'} in the mean."
         if 0.9 in levels else f"{name}: {of}."
     )  # fmt: skip
+    low = [r - n for r, n in zip(reached, noise, strict=True)]
+    high = [min(1.0, r + n) for r, n in zip(reached, noise, strict=True)]
+    line = Line(name="reached", x=promised, y=reached, is_marked=True, low=low, high=high)
     yield line_chart(
-        f"{name}: coverage", [Line(name="reached", x=promised, y=reached, is_marked=True,
-        low=[r - n for r, n in zip(reached, noise, strict=True)], high=[min(1, r + n) for r, n in zip(reached, noise, strict=True)])],
-        x="promised", y="share of test records within", diagonal=True, wide=False, x_range=(0.4, 1.0), y_range=(0.3, 1.02),
+        f"{name}: coverage", [line], x="promised", y="share of test records within", diagonal=True, wide=False,
+        x_range=(0.4, 1.0), y_range=(0.3, 1.02),
         description="On the dashed line intervals hold what they promise; whiskers are two standard deviations of what "
         "so many calibration and test records let expect.",
         table=Rows(f"{name}: coverage", ("promised", "reached", width, "to be expected"), rows, frozenset(range(4))),
@@ -222,5 +224,6 @@ def _reliability(points: Points, own: dict[str, Any]) -> Part:
         f"{points.target.name}: what probabilities mean", [line], x="probability of the predicted class",
         y="share that is right", diagonal=True, wide=False, x_range=(0.0, 1.02), y_range=(0.0, 1.02),
         description=f"{text}. On the dashed line probabilities mean what they say; whiskers are 95 % intervals.",
-        table=Rows("Probabilities and what is right", ("said", "right", "95 % interval", "points"), rows, frozenset(range(4))),
+        table=Rows("Probabilities and what is right", ("said", "right", "95 % interval", "points"), rows,
+                   frozenset(range(4))),
     )  # fmt: skip

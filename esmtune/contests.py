@@ -138,7 +138,8 @@ def _pair(
             low, high = (float(x) for x in np.quantile(apart, (0.025, 0.975)))
     test, p = paired_test(*found)
     return Pair(
-        target=found[0].target.name, first=names[0], second=names[1], metric=metric, difference=difference, low=low, high=high,
+        target=found[0].target.name, first=names[0], second=names[1], metric=metric, difference=difference, low=low,
+        high=high,
         test=test, p=p, p_holm=p, text="",
     )  # fmt: skip
 
@@ -146,8 +147,8 @@ def _pair(
 def paired_test(first: Points, second: Points) -> tuple[str, float | None]:
     """Whether two runs are wrong alike: the test's name and its p; None of too few sequences.
 
-    Classes of sequences by McNemar's exact test; all else by Wilcoxon's signed ranks of the mean error of each sequence,
-    since residues of one protein are no independent witnesses.
+    Classes of sequences by McNemar's exact test; all else by Wilcoxon's signed ranks of the mean error of each
+    sequence, since residues of one protein are no independent witnesses.
     """
     from scipy.stats import binomtest, wilcoxon
 
@@ -182,6 +183,7 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 
 
 def corrected(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+    """The pairs with p corrected for their number, and what came of each in words."""
     known = (replace(pair, p_holm=p) for pair, p in zip(pairs, holm([pair.p for pair in pairs]), strict=True))
     return tuple(replace(pair, text=_sentence(pair)) for pair in known)
 

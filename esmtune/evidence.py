@@ -78,7 +78,8 @@ def errors_section(outcome: Outcome) -> Section:
 def _chart_of(bins: Sequence[Bin], title: str, x: str, y: str, note: str, *, is_share: bool) -> Part:
     shown = share if is_share else number
     rows = [
-        [b.name, f"{b.count:,}", shown(b.mean), "-" if b.low is None or b.high is None else f"{shown(b.low)} to {shown(b.high)}"]
+        [b.name, f"{b.count:,}", shown(b.mean),
+         "-" if b.low is None or b.high is None else f"{shown(b.low)} to {shown(b.high)}"]
         for b in bins
     ]  # fmt: skip
     return bar_chart(
@@ -195,11 +196,12 @@ def worst_section(outcome: Outcome) -> Section:
         if points.reads == "name" and not is_residue and points.probabilities is not None:
             order = _surest(points, mean)
         first = {int(record): place for place, record in reversed(list(enumerate(points.record.tolist())))}
-        columns, extra = ["id", noun_of_error(points)], [n for n in ("length", "identity", "distance", "spread", "fold")
-                                                         if n in outcome.predictions.columns]  # fmt: skip
+        has_confidence = points.probabilities is not None and points.reads == "name"
+        columns = ["id", noun_of_error(points)]
+        extra = [n for n in ("length", "identity", "distance", "spread", "fold") if n in outcome.predictions.columns]
         if not is_residue:
             columns[1:1] = ["measured", "predicted", *(["90 % interval"] if points.lower is not None else []),
-                            *(["probability"] if points.probabilities is not None and points.reads == "name" else [])]  # fmt: skip
+                            *(["probability"] if has_confidence else [])]  # fmt: skip
         rows = []
         for place in order.tolist():
             record = int(records[place])

@@ -45,7 +45,7 @@ class Points:
 
     @cached_property
     def errors(self) -> Float[np.ndarray, "points"]:
-        """How wrong each point is: the absolute error, 0 or 1 for a class, grades apart, or the share of wrong cells."""
+        """How wrong each is: the absolute error, 0 or 1 for a class, grades apart, or the share of wrong cells."""
         if self.reads == "number":
             return np.abs(self.predictions - self.labels)
         if self.reads == "names":
@@ -232,8 +232,8 @@ def _digests(path: Path, predictions: pl.DataFrame) -> tuple[str, ...] | None:
 def cells_of(cell: str | None, form: str) -> list[str]:
     """The entries of a cell, one a point, empty where unknown.
 
-    >>> cells_of("HHE", "letters"), cells_of("0.5;nan", "separated"), cells_of("[1.0,null]", "list"), cells_of("a", "one")
-    (['H', 'H', 'E'], ['0.5', ''], ['1', ''], ['a'])
+    >>> cells_of("HHE", "letters"), cells_of("0.5;nan", "separated"), cells_of("[1.0,null]", "list")
+    (['H', 'H', 'E'], ['0.5', ''], ['1', ''])
     """
     if cell is None:
         return [""] if form == "one" else []

@@ -161,7 +161,8 @@ class _Library:
 def _library() -> _Library:
     """plotly.js as the Python package carries it; the package itself, slow to import, is not."""
     found = find_spec("plotly")
-    assert found is not None and found.origin is not None
+    assert found is not None
+    assert found.origin is not None
     source = Path(found.origin).with_name("package_data").joinpath("plotly.min.js").read_text(encoding="utf-8")
     source = source.replace("\r\n", "\n").replace("\r", "\n")  # as a browser reads it, for the checksum
     return _Library(source, base64.b64encode(gzip.compress(source.encode(), 6, mtime=0)).decode())

@@ -13,7 +13,7 @@ METRICS = {
 MEANINGS = {
     "spearman": "how well the order is predicted: 1 is the right order, 0 none",
     "pearson": "how well predictions lie on a line with the labels: 1 exactly, 0 not at all",
-    "r2": "the share of the labels' variance that is explained; 0 is what their mean explains, below is worse than that",
+    "r2": "the share of the labels' variance that is explained: 0 is as good as their mean, below is worse",
     "rmse": "the root mean squared error, in the label's unit: large errors count more",
     "mae": "the mean absolute error, in the label's unit (or in grades)",
     "accuracy": "the share of right predictions; with classes of unlike size the largest alone may reach much of it",

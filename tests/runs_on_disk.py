@@ -28,7 +28,8 @@ def write(
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     (folder / "history.jsonl").write_text("".join(json.dumps(e) + "\n" for e in history), encoding="utf-8")
     options = {"data": "/somewhere/private/my data.csv", "encoder": ENCODER["name"], "epochs": 3,
-               "head": {"name": "mlp", "hidden": 256}, "target": [t["name"] for t in targets], "report": True}  # fmt: skip
+               "head": {"name": "mlp", "hidden": 256}, "target": [t["name"] for t in targets],
+               "report": True}  # fmt: skip
     (folder / "run.toml").write_text(tomli_w.dumps(options | (config or {})), encoding="utf-8")
     environment = {"versions": {"esmtune": "0.2.0", "torch": "2.13"}, "device": "cpu", "data_sha256": "cd" * 32,
                    "notices": ["Split: at random."]}  # fmt: skip
@@ -60,7 +61,8 @@ def everything(folder: Path, *, seed: int = 0, count: int = 200, noise: float = 
     said = labels + np.random.default_rng(seed).normal(0, noise * 5, count)
     identity, lengths = random.uniform(0.2, 1, count), random.integers(40, 400, count)
     rows = [
-        {"id": f"p{n}{HOSTILE if n in (0, count - 1) else ''}", "split": split, "length": int(lengths[n]), "label": labels[n],
+        {"id": f"p{n}{HOSTILE if n in (0, count - 1) else ''}", "split": split, "length": int(lengths[n]),
+         "label": labels[n],
          "prediction": said[n], "spread": 0.5, "lower": said[n] - 4 if split == "test" else "",
          "upper": said[n] + 4 if split == "test" else "", "identity": "" if split == "train" else round(identity[n], 4),
          "distance": round(identity[n], 3)}
@@ -79,10 +81,11 @@ def everything(folder: Path, *, seed: int = 0, count: int = 200, noise: float = 
         "baselines": {"valid": {"mean": base, "ridge on embeddings": ridge},
                       "test": {"mean": base, "ridge on embeddings": ridge}},
         "intervals": {"test": {m: [v - 0.05, v + 0.05] for m, v in scores.items()}},
-        "baseline_intervals": {"test": {"mean": {"rmse": [4.5, 5.5]}, "ridge on embeddings": {"spearman": [0.6, 0.78]}}},
+        "baseline_intervals": {"test": {"mean": {"rmse": [4.5, 5.5]},
+                                        "ridge on embeddings": {"spearman": [0.6, 0.78]}}},
         "gain": {"test": {"metric": "spearman", "baseline": "ridge on embeddings", "difference": 0.15, "low": 0.08,
-                          "high": 0.22, "text": "On 80 test proteins Spearman is .850 [.80, .90], .150 [.08, .22] above "
-                          "the best baseline, ridge on embeddings: more than chance."}},
+                          "high": 0.22, "text": "On 80 test proteins Spearman is .850 [.80, .90], .150 [.08, .22] "
+                          "above the best baseline, ridge on embeddings: more than chance."}},
         "best": {"step": 30, "epoch": 3, "metric": "spearman"},
         "split": {"method": "identity", "seed": 0, "identity": 0.3, "coverage": 0.8, "violations": 1, "families": 40,
                   "pairs": [["p1" + HOSTILE, "p2"]], "text": "Split by identity, at 30 % over 80 %: 40 families."},
@@ -95,16 +98,19 @@ def everything(folder: Path, *, seed: int = 0, count: int = 200, noise: float = 
         "data": {"rows": count + 3, "findings": [
             {"name": "conflict", "severity": "warning", "count": 2, "text": f"2 sequences have other labels {HOSTILE}",
              "ids": ["p1", HOSTILE]},
-            {"name": "near-duplicates", "severity": "note", "count": 4, "text": "4 sequences are nearly the same.", "ids": []}]},
+            {"name": "near-duplicates", "severity": "note", "count": 4, "text": "4 sequences are nearly the same.",
+             "ids": []}]},
         "members": {f"seed-{n}": {"valid": scores, "test": scores | {"spearman": 0.8 + n / 100}} for n in range(3)},
         "collapsed": ["seed-1"], "test_mean": scores, "test_sd": dict.fromkeys(scores, 0.01),
-        "learning_curve": [{"share": s, "records": int(s * 100), "repeats": 3, "scores": scores | {"spearman": 0.5 + s / 3},
+        "learning_curve": [{"share": s, "records": int(s * 100), "repeats": 3,
+                            "scores": scores | {"spearman": 0.5 + s / 3},
                             "sd": {"spearman": 0.02} if s < 1 else None} for s in (0.1, 0.2, 0.5, 1.0)],
         "more_labels": {"metric": "spearman", "records": 200, "gain": 0.03, "low": 0.01, "high": 0.05,
                         "text": "Twice the labels would bring about +.030 Spearman."},
     }  # fmt: skip
     history = [{"member": f"seed-{m}", "step": 10 * e, "epoch": e, "train_loss": 1 / e, "learning_rate": 1e-3,
-                "valid_loss": 1.1 / e, "valid": {"spearman": 1 - 1 / (e + 1)}} for m in range(3) for e in (1, 2, 3)]  # fmt: skip
+                "valid_loss": 1.1 / e, "valid": {"spearman": 1 - 1 / (e + 1)}}
+               for m in range(3) for e in (1, 2, 3)]  # fmt: skip
     targets = [{"name": name, "kind": "regression", "form": "one"}]
     task = {"name": "regression", "center": 50.0, "spread": 5.0, "loss_name": "squared"}
     write(folder, metrics=metrics, rows=rows, targets=targets, task=task, history=history)

@@ -89,7 +89,8 @@ def test_residues_come_one_by_one_from_every_form(tmp_path):
 def test_several_classes_at_once_and_what_is_unknown_of_them(tmp_path):
     names = ("a", "b", "c")
     rows = [{"id": f"p{n}", "split": "test", "length": 5, "label": "a;?b" if n % 2 else ";", "prediction": "a"}
-            | {f"probability_{c}": p for c, p in zip(names, (0.9, 0.8, 0.1), strict=True)} for n in range(12)]  # fmt: skip
+            | {f"probability_{c}": p for c, p in zip(names, (0.9, 0.8, 0.1), strict=True)}
+            for n in range(12)]  # fmt: skip
     metrics = {"task": "multilabel", "target": "go", "test": {"auprc": 0.5}, "records": {"test": 12}}
     task = {"name": "multilabel", "classes": list(names)}
     target = [{"name": "go", "kind": "multilabel", "form": "one"}]
@@ -359,7 +360,8 @@ def test_an_encoder_from_a_folder_is_no_base_model(tmp_path, whole):
 def test_the_card_tells_how_good_how_to_use_and_how_to_cite(whole):
     text = card(read_outcome(whole))
     for said in ("10.1126/science.ade2574", "esmtune predict", "esmtune.load('run')", "ridge on embeddings",
-                 "\\[0.800, 0.900\\]", "at least 50 % identity", "91 % of the test records", "unit that tm"):  # fmt: skip
+                 "\\[0.800, 0.900\\]", "at least 50 % identity", "91 % of the test records",
+                 "unit that tm"):  # fmt: skip
         assert said in text, said
     compile(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], "card", "exec")
     assert HOSTILE.splitlines()[0] not in text

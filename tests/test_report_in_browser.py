@@ -1,5 +1,6 @@
 """Reports in headless Chromium: they draw, say nothing on the console, ask for nothing, and fit phones and paper."""
 
+import itertools
 import os
 import shutil
 
@@ -18,7 +19,7 @@ PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """The reports of a regression, a classification and a task per residue, and a comparison, all with hostile texts."""
+    """The reports of a regression, a classification and a task per residue, and a comparison, with hostile texts."""
     folder = tmp_path_factory.mktemp("runs")
     found = {
         "regression": esmtune.report(runs_on_disk.everything(folder / "regression")),
@@ -154,7 +155,7 @@ def test_charts_have_names_and_headings_are_in_order(pages, look):
     )
     levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3')].map(e => +e.tagName[1])")
     assert levels[0] == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
     assert len(ids) == len(set(ids))
     links = page.evaluate("[...document.querySelectorAll('a[href^=\"#\"]')].map(e => e.getAttribute('href').slice(1))")
