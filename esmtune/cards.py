@@ -107,7 +107,7 @@ def _index(outcome: Outcome, kind: str) -> list[dict[str, Any]]:
 def _body(outcome: Outcome) -> Iterator[str]:
     records = outcome.metrics.get("records") or {}
     yield f"# {marked(outcome.name)}"
-    yield f"Predicts {marked(task_in_words(outcome))}, from the sequence of a protein alone. {_unit(outcome)}"
+    yield f"Predicts {marked(task_in_words(outcome))}, from sequence alone. {_unit(outcome)}"
     yield marked(verdict(outcome))
     yield "## Trained on"
     rows = ", ".join(f"{count:,} {name}" for name, count in records.items())

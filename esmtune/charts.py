@@ -192,7 +192,8 @@ def letters_chart(
         "colorbar": {"tickvals": list(range(len(classes))), "ticktext": [plain(c, 16) for c in classes],
                      "thickness": 12},
     }  # fmt: skip
-    layout = _layout("residue", "", legend=False) | {"height": 220}
+    layout = _layout("residue", "", legend=False)
+    layout["height"] = 220
     layout["yaxis"] |= {"type": "category", "autorange": "reversed", "showgrid": False}
     return Chart(title, {"data": [strips], "layout": layout}, description)
 

@@ -53,11 +53,11 @@ FILES = {
 
 def task_in_words(outcome: Outcome) -> str:
     """What is predicted, and of what."""
-    of = "each residue" if outcome.metrics.get("level") == "residue" else "a sequence"
+    of = "residue" if outcome.metrics.get("level") == "residue" else "sequence"
     if outcome.metrics.get("task") == "mlm":
         return KINDS["mlm"]
-    told = [f"{t.name}, {KINDS.get(t.kind, t.kind)}" for t in outcome.targets]
-    return f"{' and '.join(told) or outcome.metrics.get('target', 'labels')}, of {of}"
+    told = [f"{t.name} ({KINDS.get(t.kind, t.kind)})" for t in outcome.targets]
+    return f"{' and '.join(told) or outcome.metrics.get('target', 'labels')} of each {of}"
 
 
 def encoder_in_words(outcome: Outcome) -> str:

@@ -48,7 +48,7 @@ def contests(names: Sequence[str], found: Sequence[Points], seed: int) -> tuple[
     resampled = _resampled(found, seed)
     pairs = [
         _pair((names[a], names[b]), (found[a], found[b]), (scores[names[a]], scores[names[b]]),
-              resampled and (resampled[a], resampled[b]))
+              None if resampled is None else (resampled[a], resampled[b]))
         for a, b in itertools.combinations(range(len(found)), 2)
     ]  # fmt: skip
     return scores, pairs
@@ -164,7 +164,7 @@ def paired_test(first: Points, second: Points) -> tuple[str, float | None]:
         return name, float(binomtest(only_first, both).pvalue) if both else 1.0
     weights = np.maximum(1, np.bincount(first.record, minlength=count))
     apart = np.bincount(first.record, first.errors - second.errors, minlength=count) / weights
-    return name, float(wilcoxon(apart).pvalue) if apart.any() else 1.0
+    return name, float(wilcoxon(apart)[1]) if apart.any() else 1.0
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

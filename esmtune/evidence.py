@@ -292,6 +292,6 @@ def hovers(outcome: Outcome, points: Points) -> list[str]:
         if points.lower is not None and points.upper is not None:
             told.append(f"90 % interval {number(points.lower[place])} to {number(points.upper[place])}")
         if identity is not None and np.isfinite(identity[record]):
-            told.append(f"identity to training {share(identity[record])}")
+            told.append(f"identity to training {share(float(identity[record]))}")
         found.append("<br>".join(told))
     return found

@@ -53,7 +53,7 @@ def best_baseline(outcome: Outcome, metric: str) -> str | None:
     if named in outcome.baselines and outcome.baselines[named].get(metric) is not None:
         return named
     sign = -1 if metric.rpartition(".")[2] in LOWER_IS_BETTER else 1
-    known = {n: sign * s[metric] for n, s in outcome.baselines.items() if s.get(metric) is not None}
+    known = {n: sign * value for n, s in outcome.baselines.items() if (value := s.get(metric)) is not None}
     return max(known, key=lambda name: known[name]) if known else None
 
 
