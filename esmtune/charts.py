@@ -16,6 +16,7 @@ COLORS = ("@blue", "@orange", "@green", "@purple", "@brown", "@teal", "@pink", "
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MOST_POINTS = 3000  # drawn one by one; more are counted in cells
 CELLS = 80  # to a side
+LEGEND = 20  # pixels of an entry
 CLEAR = "rgba(0,0,0,0)"
 
 Numbers = Sequence[float | int | None]  # JSON does not tell 1 from 1.0
@@ -33,6 +34,7 @@ class Line:
     hover: Sequence[str] | None = None
     is_dashed: bool = False
     is_marked: bool = False
+    color: int | None = None  # the number of one; else each line has the next
 
 
 def line_chart(
@@ -45,16 +47,18 @@ def line_chart(
     if diagonal:
         data.insert(0, _diagonal(0.0, 1.0))
     layout = _layout(x, y, legend=len(lines) > 1)
+    layout["height"] += LEGEND * len(lines) if len(lines) > 2 else 0  # a line each where it is narrow
     layout["xaxis"] |= ({"range": list(x_range)} if x_range else {}) | ({"type": "log", "dtick": 1} if log_x else {})
     layout["yaxis"] |= {"range": list(y_range)} if y_range else {}
     return Chart(title, {"data": data, "layout": layout}, description, table, note, wide)
 
 
 def _drawn(line: Line, number: int) -> dict[str, Any]:
+    number = number if line.color is None else line.color
     color = COLORS[number % len(COLORS)]
     dash = "dot" if line.is_dashed else DASHES[number // len(COLORS) % len(DASHES)]
     drawn: dict[str, Any] = {
-        "type": "scatter", "mode": "lines+markers" if line.is_marked else "lines", "name": plain(line.name),
+        "type": "scatter", "mode": "lines+markers" if line.is_marked else "lines", "name": plain(line.name, 60),
         "x": list(line.x), "y": list(line.y), "line": {"color": color, "width": 2, "dash": dash},
         "marker": {"color": color, "size": 7},
     }  # fmt: skip

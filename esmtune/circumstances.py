@@ -148,7 +148,7 @@ def hidden(outcome: Outcome) -> list[str]:
         said.append(UNKNOWN_NEARNESS)
     violations = (outcome.metrics.get("split") or {}).get("violations")
     if violations:
-        said.append(f"{violations:,} pairs of related sequences still stand on both sides.")
+        said.append(f"Pairs of related sequences that still stand on both sides: {violations:,}.")
     return said
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from esmtune.charts import Line, line_chart, matrix_chart
 from esmtune.evidence import each_points, points_in_words
 from esmtune.outcomes import Outcome, Points
-from esmtune.pages import Part, Rows, Section, Text
+from esmtune.pages import Part, Rows, Section, Text, short
 from esmtune.phrases import NO_CALIBRATION, counted, interval, number, share
 
 MOST_CURVES = 8
@@ -88,9 +88,9 @@ def _curves(outcome: Outcome, points: Points) -> Iterator[Part]:
     for name in shown:
         truth, score = possible[name]
         x, y, _ = roc_curve(truth, score)
-        roc.append(_thin(f"{name} ({number(float(roc_auc_score(truth, score)))})", x, y))
+        roc.append(_thin(f"{short(name)} ({number(float(roc_auc_score(truth, score)))})", x, y))
         y, x, _ = precision_recall_curve(truth, score)
-        precision.append(_thin(f"{name} ({share(float(truth.mean()))})", x[::-1], y[::-1]))
+        precision.append(_thin(f"{short(name)} ({share(float(truth.mean()))})", x[::-1], y[::-1]))
     yield line_chart(
         f"{points.target.name}: ROC", roc, x="share of others called so", y="share of the class found", wide=False,
         description="The area under each curve is in brackets; the dashed line is chance.", note=note, diagonal=True,

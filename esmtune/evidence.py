@@ -17,6 +17,7 @@ WORST = 20
 EXAMPLES = 3  # proteins of a task per residue
 BINS = 5
 IDENTITY_BINS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)
+LONG = 16  # letters of a name, that bars which stand have no room for
 MOST_NAMES = 15  # classes in a chart of errors
 
 
@@ -40,7 +41,7 @@ def agreement_section(outcome: Outcome) -> Section:
         name = points.target.name
         told = f"{points_in_words(outcome, points)}; on the dashed line a prediction is right."
         if points.bounds:
-            told += f" {counted(points.bounds, 'label')} that are bounds, such as >10, are not drawn."
+            told += f" Labels that are bounds, such as >10, are not drawn: {points.bounds:,}."
         parts.append(
             agreement_chart(
                 f"{name}: predicted against measured", points.labels, points.predictions, hovers(outcome, points),
@@ -86,6 +87,7 @@ def _chart_of(bins: Sequence[Bin], title: str, x: str, y: str, note: str, *, is_
         title, [b.name for b in bins], [b.mean for b in bins], low=[b.low for b in bins], high=[b.high for b in bins],
         hover=[f"{plain(b.name)}: {shown(b.mean)}, {b.count:,} points" for b in bins], x=x, y=y,
         description="Whiskers are 95 % intervals of the mean, as if the points of a bin were independent.", note=note,
+        is_flat=max(len(b.name) for b in bins) > LONG or len(bins) > LONG,
         table=Rows(title, (x, "points", y, "95 % interval"), rows, frozenset((1, 2, 3))),
     )  # fmt: skip
 
@@ -117,7 +119,7 @@ def by_value(
     if not known.any():
         return [], ""
     if edges is None:
-        edges = np.unique(np.quantile(values[known], np.linspace(0, 1, BINS + 1)))
+        edges = np.unique(np.quantile(values[known], np.linspace(0, 1, BINS + 1), method="nearest"))
         if len(edges) < 2:
             return [], ""
     place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
@@ -151,7 +153,7 @@ def bin_of(name: str, errors: Float[np.ndarray, "points"]) -> Bin | None:
         low, high = float(ends.low), float(ends.high)
     elif len(errors) > 1:
         half = float(t.ppf(0.975, len(errors) - 1) * errors.std(ddof=1) / np.sqrt(len(errors)))
-        low, high = mean - half, mean + half
+        low, high = max(0.0, mean - half), mean + half
     return Bin(name, len(errors), mean, low, high)
 
 
@@ -197,7 +199,8 @@ def worst_section(outcome: Outcome) -> Section:
             order = _surest(points, mean)
         first = {int(record): place for place, record in reversed(list(enumerate(points.record.tolist())))}
         has_confidence = points.probabilities is not None and points.reads == "name"
-        columns = ["id", noun_of_error(points)]
+        is_right_or_wrong = points.reads == "name" and points.target.kind != "ordinal" and not is_residue
+        columns = ["id", *([] if is_right_or_wrong else [noun_of_error(points)])]
         extra = [n for n in ("length", "identity", "distance", "spread", "fold") if n in outcome.predictions.columns]
         if not is_residue:
             columns[1:1] = ["measured", "predicted", *(["90 % interval"] if points.lower is not None else []),
@@ -207,7 +210,7 @@ def worst_section(outcome: Outcome) -> Section:
             record = int(records[place])
             row = [str(outcome.predictions["id"][record])]
             row += [] if is_residue else told_of(points, first[record])
-            row += [number(float(mean[place]))]
+            row += [] if is_right_or_wrong else [number(float(mean[place]))]
             rows.append([*row, *(_cell(outcome, name, record) for name in extra)])
         if rows:
             what = f"{points.target.name}: the {len(rows)} of {len(records):,} records that are predicted worst"

@@ -178,8 +178,10 @@ def learning_section(outcome: Outcome) -> Section:
     left = f"{MOST_LINES} of {len(runs)} trainings are drawn." if len(runs) > MOST_LINES else ""
     losses = [
         Line(name=f"{name} {what}".strip(), x=[e["epoch"] for e in own if e.get(key) is not None],
-             y=[e[key] for e in own if e.get(key) is not None], is_dashed=key == "train_loss")
-        for name, own in shown.items() for key, what in (("train_loss", "training"), ("valid_loss", "validation"))
+             y=[e[key] for e in own if e.get(key) is not None], is_dashed=key == "train_loss",
+             color=number_of if len(shown) > 1 else None)
+        for number_of, (name, own) in enumerate(shown.items())
+        for key, what in (("train_loss", "training"), ("valid_loss", "validation"))
     ]  # fmt: skip
     parts: list[Part] = [_best(outcome)] if outcome.metrics.get("best") else []
     parts.append(

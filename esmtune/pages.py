@@ -140,15 +140,23 @@ def write_page(page: Page, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+def short(text: object, most: int = 28) -> str:
+    """Text, cut if it is long.
+
+    >>> short("a" * 50, 4)
+    'aaa…'
+    """
+    whole = str(text)
+    return whole if len(whole) <= most else whole[: most - 1] + "…"
+
+
 def plain(text: object, most: int = 40) -> str:
     """Text of the user's for a figure, where plotly would take some marks for its own: escaped, and cut if it is long.
 
-    >>> plain("<b>x</b>"), plain("a" * 50, 4)
-    ('&lt;b&gt;x&lt;/b&gt;', 'aaa…')
+    >>> plain("<b>x</b>")
+    '&lt;b&gt;x&lt;/b&gt;'
     """
-    whole = str(text)
-    short = whole if len(whole) <= most else whole[: most - 1] + "…"
-    return short.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return short(text, most).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 @dataclass(frozen=True)

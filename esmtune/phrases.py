@@ -53,7 +53,7 @@ HIDDEN = {
     "be better.",
     "segment": "Test variants are mutated in a segment where training has no mutation.",
     "time": "Test records are later than those of training, as those will be that the predictor is used on.",
-    "given": "The data say which record is in which part. What that hides, those know who made the split.",
+    "given": "The data say which record is in which part; what that split hides is for its makers to say.",
 }
 UNKNOWN_NEARNESS = "Nobody looked how near the test sequences are to those of training."
 NO_TEST = (

@@ -156,7 +156,7 @@ def test_the_verdict_comes_first_and_is_the_runs_own(whole):
     assert "same side" in told or "Related sequences stand on one side" in told
     assert "80 of 80" not in told
     assert "at least 50 % identity" in told
-    assert "still stand on both sides" in told
+    assert "still stand on both sides: 1" in told
 
 
 def test_every_section_is_there_that_has_something_to_say(whole, sites, tmp_path):
@@ -246,7 +246,7 @@ def test_the_interval_of_a_mean_error_is_scipys():
     errors = np.random.default_rng(0).exponential(size=30)
     found = bin_of("x", errors)
     low, high = stats.t.interval(0.95, 29, errors.mean(), stats.sem(errors))
-    assert (found.low, found.high) == pytest.approx((low, high))
+    assert (found.low, found.high) == pytest.approx((max(0, low), high))
 
 
 def test_many_points_are_counted_in_cells_and_that_is_said():
