@@ -16,6 +16,7 @@ from esmtune.pages import Page, Part, Rows, Section, Text, require, write_page
 from esmtune.phrases import counted, interval, metric_name, number
 from esmtune.writers import check_out, write_json
 
+SPLITS = {"valid": "validation"}
 HOW = (
     "Intervals are of 95 %, by the bootstrap over sequences, the same resamples for both runs. Tests are of pairs: "
     "McNemar's exact test of right and wrong for classes of sequences, else Wilcoxon's signed ranks of the mean error "
@@ -120,7 +121,10 @@ def shared_rows(outcomes: Sequence[Outcome], names: Sequence[str]) -> tuple[list
     by_sequence = all(outcome.digests is not None for outcome in outcomes)
     if not by_sequence:
         lack = [name for name, outcome in zip(names, outcomes, strict=True) if outcome.digests is None]
-        notes.append(f"Records are matched by id and label alone, since {', '.join(lack)} did not write split.csv.")
+        notes.append(
+            f"Records are matched by id and label alone, and each counts as a sequence of its own, since "
+            f"{', '.join(lack)} did not write split.csv."
+        )
     keyed = [_keyed(outcome, by_sequence) for outcome in outcomes]
     kept = [key for key in keyed[0] if all(key in other for other in keyed[1:])]
     split = outcomes[0].judged
@@ -182,10 +186,19 @@ def _of_target(
         if points is None:
             raise ValueError(f"{name} has no labels and predictions of {target.name!r} that can be compared.")
         found.append(_ordered(points, own))
+    groups = _sequences(outcomes[0], rows[0])
+    found = [replace(points, record=groups[points.record]) for points in found]
     found = _same_classes(found, names)
     if len({len(points) for points in found}) > 1 or any(len(points) == 0 for points in found):
         raise ValueError(f"the labels of {target.name!r} are not of the same residues in all runs.")
     return contests(names, found, seed)
+
+
+def _sequences(outcome: Outcome, rows: Sequence[int]) -> np.ndarray:
+    """Of each row the number of its sequence, which copies share; without split.csv each row counts as one."""
+    if outcome.digests is None:
+        return np.arange(len(rows))
+    return np.unique([outcome.digests[row] for row in rows], return_inverse=True)[1]
 
 
 def _ordered(points: Points, rows: Sequence[int]) -> Points:
@@ -223,7 +236,7 @@ def page_of_comparison(found: Comparison) -> Page:
     first += [Text(note, warning=True) for note in found.notes]
     return Page(
         title=f"{counted(len(found.runs), 'run')} compared",
-        subtitle=f"On the {found.records:,} {found.split} records that all of them have.",
+        subtitle=f"On the {found.records:,} {SPLITS.get(found.split, found.split)} records that all of them have.",
         sections=(
             Section("verdict", "What came of it", first),
             Section("scores", "Scores", _scores(found)),

@@ -148,12 +148,13 @@ def paired_test(first: Points, second: Points) -> tuple[str, float | None]:
     """Whether two runs are wrong alike: the test's name and its p; None of too few sequences.
 
     Classes of sequences by McNemar's exact test; all else by Wilcoxon's signed ranks of the mean error of each
-    sequence, since residues of one protein are no independent witnesses.
+    sequence, since residues of one protein, and copies of it, are no independent witnesses.
     """
     from scipy.stats import binomtest, wilcoxon
 
     count = int(first.record.max()) + 1
-    is_class = first.reads == "name" and first.target.kind != "ordinal" and not first.residue.any()
+    is_single = len(np.unique(first.record)) == len(first)
+    is_class = first.reads == "name" and first.target.kind != "ordinal" and is_single
     name = "McNemar" if is_class else "Wilcoxon"
     if len(np.unique(first.record)) < LEAST:
         return name, None

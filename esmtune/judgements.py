@@ -39,7 +39,11 @@ def kind_of_rows(outcome: Outcome) -> str:
     """What the scores are of, in words."""
     if outcome.judged == "test":
         return "test records"
-    return "training records, each by a training that had not seen it" if outcome.is_by_fold else "validation records"
+    return (
+        "training records (each judged by a training that had not seen it)"
+        if outcome.is_by_fold
+        else "validation records"
+    )
 
 
 def count_of_rows(outcome: Outcome) -> int:
@@ -84,9 +88,7 @@ def _beside_another_metric(outcome: Outcome, metric: str) -> str:
         best = best_baseline(outcome, other)
         if best is not None and outcome.scores[other] is not None:
             own, base = number(outcome.scores[other]), number(outcome.baselines[best][other])
-            return (
-                f"Beside a baseline, {best}, which has no {metric_name(metric)}: {metric_name(other)} {own} and {base}."
-            )
+            return f"A baseline, {best}, has none; by {metric_name(other)} it is {own} against {base}."
     return NO_BASELINES
 
 

@@ -92,6 +92,20 @@ def test_residues_are_tested_by_their_proteins(tmp_path):
     assert (name, p) == ("Wilcoxon", 1.0)
 
 
+def test_copies_of_a_sequence_are_one_witness(folder, tmp_path):
+    runs = []
+    for name in ("sites", "guesses"):
+        run = shutil.copytree(folder / name, tmp_path / name)
+        rows = read_outcome(run).predictions.to_dicts()
+        runs_on_disk.write_split(run, rows, [f"SEQ{n // 2}" for n in range(len(rows))])
+        runs.append(run)
+    (pair,) = esmtune.compare(*runs).pairs
+    first, second = map(points_of, runs)
+    apart = (first.errors - second.errors).reshape(-1, 2).mean(1)
+    assert pair.test == "Wilcoxon"
+    assert pair.p == pytest.approx(stats.wilcoxon(apart).pvalue)
+
+
 def test_holm_is_the_textbooks():
     assert holm([0.01, 0.02, 0.03, 0.04]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
     assert holm([0.04, 0.01]) == pytest.approx([0.04, 0.02])
@@ -145,7 +159,7 @@ def test_without_a_split_file_ids_and_labels_are_matched_and_that_is_said(folder
     (other / "split.csv").unlink()
     found = esmtune.compare(folder / "good", other)
     assert found.records == 80
-    assert "id and label alone, since old" in found.notes[0]
+    assert "id and label alone" in found.notes[0]
 
 
 def test_a_run_that_learned_the_others_test_records_is_told_of(folder, tmp_path):

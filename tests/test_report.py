@@ -269,6 +269,40 @@ def test_worst_cases_are_those_with_the_largest_errors(whole):
     assert first[section.parts[0].columns.index("absolute error")] == "40.0"
 
 
+PROTEINS = [a[n % 9 :] + b[: n + 9] for n, (a, b) in enumerate(zip(TEN * 3, (TEN[3:] + TEN[:3]) * 3, strict=True))]
+NUMBERS = [(7 * n % 13) / 3 for n in range(30)]
+NAMES = ["in", "out", "mid"] * 10
+EVERY_KIND = {
+    "seeds": ({"tm": NUMBERS}, {"target": "tm", "seeds": 2}, {"agreement", "members"}),
+    "folds": ({"tm": NUMBERS}, {"target": "tm", "folds": 3, "test_fraction": 0.0}, {"agreement", "members"}),
+    "bounds": ({"tm": [">4" if x > 3.5 else str(x) for x in NUMBERS]}, {"target": "tm"}, {"agreement"}),
+    "binary": ({"s": [x.replace("mid", "in") for x in NAMES]}, {"task": "binary", "target": "s"}, {"classes"}),
+    "ordinal": ({"s": ["1", "2", "3"] * 10}, {"task": "ordinal", "target": "s"}, {"classes"}),
+    "multilabel": ({"go": ["a;b", "b", ";"] * 10}, {"task": "multilabel", "target": "go"}, {"classes"}),
+    "columns": ({"a": [0, 1, 1] * 10, "b": [1, 0, 1] * 10}, {"task": "multilabel", "target": ("a", "b")}, {"classes"}),
+    "several": ({"tm": NUMBERS, "site": NAMES}, {"target": ("tm", "site:multiclass")}, {"agreement", "classes"}),
+    "letters": ({"ss": [("HEC" * 40)[: len(s)] for s in PROTEINS]}, {"target": "ss", "level": "residue"},
+                {"classes", "examples"}),
+    "numbers": ({"x": [";".join(f"{n * p % 7}.5" for p in range(len(s))) for n, s in enumerate(PROTEINS)]},
+                {"target": "x", "level": "residue"}, {"agreement", "examples"}),
+    "mlm": ({}, {"task": "mlm", "epochs": 1}, {"training"}),
+    "nothing": ({"tm": NUMBERS}, {"target": "tm", "valid_fraction": 0.0, "test_fraction": 0.0}, {"training"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_every_kind_of_run_that_is_trained_has_its_report(name, tiny, tmp_path):
+    labels, options, expected = EVERY_KIND[name]
+    frame = pl.DataFrame({"sequence": PROTEINS} | labels)
+    options = {"epochs": 2, "valid_fraction": 0.2, "test_fraction": 0.4} | options
+    said = []
+    esmtune.train(frame, encoder=str(tiny), out=tmp_path / "run", watch=said.append, **options)
+    assert not [event.text for event in said if "report" in getattr(event, "text", "")]
+    assert (tmp_path / "run" / "report.html").is_file()
+    found = {section.name for section in page_of(read_outcome(tmp_path / "run")).sections if section.parts}
+    assert expected <= found
+
+
 # --- How it is written --------------------------------------------------------------------------
 
 
