@@ -172,7 +172,8 @@ def split_section(outcome: Outcome) -> Section:
     parts: list[Part] = [Text(str(split.get("text") or f"The rows were split {METHODS.get(method, method)}."))]
     parts.append(Items(hidden(outcome)))
     names = (("method", "method"), ("seed", "seed"), ("identity threshold", "identity"), ("coverage", "coverage"),
-             ("families", "families"), ("families held out", "held_out"),
+             ("families", "families"), ("sequences held out", "held_out"),
+             ("of these searched for again", "checked"),
              ("pairs that still cross", "violations"))  # fmt: skip
     rows = [(name, _value(split[key])) for name, key in names if split.get(key) is not None]
     if rows:

@@ -20,6 +20,8 @@ from esmtune.outcomes import Points
 from esmtune.phrases import interval, metric_name, number
 
 RESAMPLES = 1000
+FEWEST = 100  # resamples, where there are very many points
+WORK = 4e7  # resampled points of a run, beyond which there are fewer resamples
 LEAST = 10  # sequences, below which an interval or a test would say more than is known
 SIGNIFICANT = 0.05
 
@@ -94,10 +96,11 @@ def _resampled(found: Sequence[Points], seed: int) -> list[Mapping[str, np.ndarr
     if len(np.unique(records)) < LEAST:
         return None
     random = np.random.default_rng(seed)
-    step = max(1, min(RESAMPLES, 2_000_000 // max(1, len(records))))
+    resamples = int(min(RESAMPLES, max(FEWEST, WORK / len(records))))
+    step = max(1, min(resamples, 2_000_000 // len(records)))
     parts: list[list[Mapping[str, np.ndarray]]] = [[] for _ in found]
-    for start in range(0, RESAMPLES, step):
-        drawn = random.integers(count, size=(min(step, RESAMPLES - start), count))
+    for start in range(0, resamples, step):
+        drawn = random.integers(count, size=(min(step, resamples - start), count))
         counts = np.stack([np.bincount(row, minlength=count) for row in drawn], axis=1).astype(np.float64)[records]
         for own, points in zip(parts, found, strict=True):
             own.append(_metrics_of(points, counts))
@@ -133,9 +136,9 @@ def _pair(
     low = high = None
     if resampled is not None and difference is not None:
         apart = sign * (resampled[0][metric] - resampled[1][metric])
-        apart = apart[np.isfinite(apart)]
-        if 2 * len(apart) >= RESAMPLES:
-            low, high = (float(x) for x in np.quantile(apart, (0.025, 0.975)))
+        known = apart[np.isfinite(apart)]
+        if 2 * len(known) >= len(apart):
+            low, high = (float(x) for x in np.quantile(known, (0.025, 0.975)))
     test, p = paired_test(*found)
     return Pair(
         target=found[0].target.name, first=names[0], second=names[1], metric=metric, difference=difference, low=low,

@@ -204,7 +204,8 @@ def worst_section(outcome: Outcome) -> Section:
         extra = [n for n in ("length", "identity", "distance", "spread", "fold") if n in outcome.predictions.columns]
         if not is_residue:
             columns[1:1] = ["measured", "predicted", *(["90 % interval"] if points.lower is not None else []),
-                            *(["probability"] if has_confidence else [])]  # fmt: skip
+                            *(["probability"] if has_confidence else []),
+                            *(["90 % set"] if points.sets is not None else [])]  # fmt: skip
         rows = []
         for place in order.tolist():
             record = int(records[place])
@@ -214,7 +215,9 @@ def worst_section(outcome: Outcome) -> Section:
             rows.append([*row, *(_cell(outcome, name, record) for name in extra)])
         if rows:
             what = f"{points.target.name}: the {len(rows)} of {len(records):,} records that are predicted worst"
-            numbers = frozenset(n for n, c in enumerate([*columns, *extra]) if n and c not in ("measured", "predicted"))
+            numbers = frozenset(
+                n for n, c in enumerate([*columns, *extra]) if n and c not in ("measured", "predicted", "90 % set")
+            )
             parts.append(Rows(what, [*columns, *extra], rows, numbers))
         else:
             parts.append(Text(f"{points.target.name}: no record is predicted wrong."))
@@ -242,7 +245,8 @@ def told_of(points: Points, place: int) -> list[str]:
             for own in (points.labels, points.predictions)
         ]
     told = [str(points.labels[place]), str(points.predictions[place])]
-    return told + ([number(float(points.probabilities[place].max()))] if points.probabilities is not None else [])
+    told += [number(float(points.probabilities[place].max()))] if points.probabilities is not None else []
+    return told + ([points.sets[place].replace(";", ", ")] if points.sets is not None else [])
 
 
 def _cell(outcome: Outcome, name: str, record: int) -> str:

@@ -132,7 +132,14 @@ def classes(
         rest = [c for c in range(len(names)) if c != chosen]
         probabilities[n, chosen], probabilities[n, rest] = order[n, 0], order[n, 1:]
     rows = [
-        {"id": f"p{n}", "split": split, "length": 50 + n, "label": names[truth[n]], "prediction": names[said[n]]}
+        {
+            "id": f"p{n}",
+            "split": split,
+            "length": 50 + n,
+            "label": names[truth[n]],
+            "prediction": names[said[n]],
+            "set": f"{names[said[n]]};{names[0]}" if split == "test" else "",
+        }
         | {f"probability_{name}": probabilities[n, c] for c, name in enumerate(names)}
         for n, split in enumerate(splits(count))
     ]

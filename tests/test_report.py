@@ -303,6 +303,16 @@ def test_every_kind_of_run_that_is_trained_has_its_report(name, tiny, tmp_path):
     assert expected <= found
 
 
+def test_wrong_classes_are_shown_with_their_sets_surest_first(sites):
+    outcome = read_outcome(sites)
+    points = outcome.points(outcome.targets[0])
+    (table,) = next(s for s in page_of(outcome).sections if s.name == "worst").parts
+    assert list(table.columns) == ["id", "measured", "predicted", "probability", "90 % set", "length"]
+    assert all(row[1] != row[2] and row[4] == f"{row[2]}, nucleus" for row in table.rows)
+    surest = points.probabilities.max(1)[points.errors == 1].max()
+    assert table.rows[0][3] == f"{surest:.3f}"
+
+
 # --- How it is written --------------------------------------------------------------------------
 
 
