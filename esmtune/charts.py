@@ -87,7 +87,7 @@ def bar_chart(
     highlighted: int | None = None,
 ) -> Chart:  # fmt: skip
     """A bar for each name, with its interval; `is_flat` lays the bars down, for long names."""
-    names = [plain(name) for name in names]
+    names = distinct(names, 24)
     colors = ["@orange" if number == highlighted else "@blue" for number in range(len(names))]
     bars: dict[str, Any] = {
         "type": "bar", "name": "", "marker": {"color": colors}, "x": names, "y": list(values),
@@ -139,7 +139,7 @@ def density(x: Float[np.ndarray, "points"], y: Float[np.ndarray, "points"]) -> d
     most = int(counts.max())
     ticks = [10**power for power in range(len(str(most)))]
     return {
-        "type": "heatmap", "x": _rounded((edges_x[1:] + edges_x[:-1]) / 2),
+        "type": "heatmap", "meta": "scaled", "x": _rounded((edges_x[1:] + edges_x[:-1]) / 2),
         "y": _rounded((edges_y[1:] + edges_y[:-1]) / 2), "z": logs, "customdata": cells,
         "colorscale": [[0, "@low"], [1, "@high"]], "zmin": 0,
         "hovertemplate": "measured %{x:.3g}, predicted %{y:.3g}: %{customdata:,} points<extra></extra>",
@@ -155,15 +155,14 @@ def matrix_chart(
     """A confusion matrix: counts in cells, colored by the share of their row."""
     totals = counts.sum(1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-    short = [plain(name, 22) for name in names]
-    if len(set(short)) < len(short):  # cut names may be alike, and plotly would take them for one
-        short = [f"{number}. {name}" for number, name in enumerate(short, start=1)]
+    short = distinct(names, 20)
     hover = [
         [f"{short[i]} taken for {short[j]}: {int(counts[i, j]):,} of {int(totals[i, 0]):,}" for j in range(len(names))]
         for i in range(len(names))
     ]
     heatmap = {
-        "type": "heatmap", "x": short, "y": short, "z": np.round(shares, 4).tolist(), "hovertext": hover,
+        "type": "heatmap", "meta": "scaled", "x": short, "y": short,
+        "z": np.round(shares, 4).tolist(), "hovertext": hover,
         "hoverinfo": "text", "colorscale": [[0, "@low"], [1, "@high"]], "zmin": 0, "zmax": 1, "xgap": 1, "ygap": 1,
         "colorbar": {"title": {"text": "share of row"}, "thickness": 12, "tickformat": ".0%"},
     }  # fmt: skip
@@ -200,6 +199,18 @@ def letters_chart(
     layout["height"] = 220
     layout["yaxis"] |= {"type": "category", "autorange": "reversed", "showgrid": False}
     return Chart(title, {"data": [strips], "layout": layout}, description)
+
+
+def distinct(names: Sequence[str], most: int) -> list[str]:
+    """Names for an axis: cut where they are long, and numbered where cutting made them alike, which plotly would join.
+
+    >>> distinct(["membrane, inner", "membrane, outer", "x"], 10)
+    ['1. membrane,…', '2. membrane,…', '3. x']
+    """
+    cut = [plain(name, most) for name in names]
+    if len(set(cut)) == len(cut):
+        return cut
+    return [f"{number}. {name}" for number, name in enumerate(cut, start=1)]
 
 
 def _diagonal(low: float, high: float) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def data_section(outcome: Outcome) -> Section:
     else:
         cells = [(f["severity"], f["name"], f"{f['text']}{_ids(f.get('ids') or ())}") for f in found]
         strong = frozenset(n for n, f in enumerate(found) if f["severity"] == "error")
-        parts.append(Rows("What was found in the data", ("weight", "finding", "what"), cells, strong=strong))
+        parts.append(Rows("What was found in the data", ("severity", "finding", "what"), cells, strong=strong))
     return Section("data", "The data and their problems", parts)
 
 

@@ -168,7 +168,7 @@ def paired_test(first: Points, second: Points) -> tuple[str, float | None]:
         return name, float(binomtest(only_first, both).pvalue) if both else 1.0
     weights = np.maximum(1, np.bincount(first.record, minlength=count))
     apart = np.bincount(first.record, first.errors - second.errors, minlength=count) / weights
-    return name, float(wilcoxon(apart)[1]) if apart.any() else 1.0
+    return name, float(wilcoxon(apart).pvalue) if apart.any() else 1.0  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

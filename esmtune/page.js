@@ -36,6 +36,10 @@
   const draw = (chart, place, width) => {
     const figure = colored(figures[place]);
     const layout = { ...figure.layout, autosize: width === undefined };
+    // On a phone the scale of a matrix would leave no room for it: colors are in the description, numbers in the table.
+    const isNarrow = width === undefined && chart.clientWidth < 480;
+    for (const trace of figure.data) if (trace.meta === "scaled") trace.showscale = !isNarrow;
+    if (isNarrow) layout.font = { ...layout.font, size: 11 };
     if (width !== undefined) layout.width = Math.min(width, chart.parentElement.classList.contains("half") ? 520 : width);
     return Plotly.react(chart, figure.data, layout, options);
   };

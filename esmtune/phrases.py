@@ -69,7 +69,8 @@ NO_CALIBRATION = (
 )
 OWN_DATA = "The run was trained on data in memory, so it cannot be repeated from its files."
 CHANCE = (
-    "An interval that leaves zero out is more than chance would give; 95 % intervals, by the bootstrap over sequences."
+    "Intervals are of 95 %, by the bootstrap over sequences. A difference whose interval leaves zero out is more than "
+    "chance would give."
 )
 
 ESM2 = (
