@@ -15,7 +15,7 @@ from esmtune.circumstances import (
     split_method,
     task_in_words,
 )
-from esmtune.judgements import chief_metric, scores_table, verdict
+from esmtune.judgements import better_baselines, chief_metric, scores_table, verdict
 from esmtune.metrics import LOWER_IS_BETTER
 from esmtune.outcomes import Outcome
 from esmtune.pages import Rows
@@ -140,6 +140,8 @@ def _of_scores(outcome: Outcome) -> Iterator[str]:
     chief = metric_name(metric)
     direction = "less" if metric.rpartition(".")[2] in LOWER_IS_BETTER else "more"
     yield f"{marked(chief)} is what it is first judged by; {direction} is better."
+    if told := better_baselines(outcome):
+        yield marked(told)
     if not outcome.of_judged("intervals"):
         yield NO_INTERVALS
     if outcome.judged != "test":

@@ -24,6 +24,7 @@ from esmtune.phrases import (
 CHIEF = {"regression": "spearman", "binary": "mcc", "multiclass": "mcc", "multilabel": "auprc", "ordinal": "qwk",
          "mlm": "perplexity", "multitask": "mean"}  # fmt: skip
 PREDICTOR = "this predictor"
+MOST_COLUMNS = 8  # of metrics
 MOST_LINES = 10  # of a chart of training
 
 
@@ -114,26 +115,42 @@ def scores_section(outcome: Outcome) -> Section:
 
 
 def scores_table(outcome: Outcome, split: str) -> Rows:
-    """Metrics as rows; the predictor, its interval, and each baseline as columns."""
+    """The predictor and each baseline, a row each, with intervals; with many metrics these are the rows."""
     scores = outcome.metrics[split]
     intervals = (outcome.metrics.get("intervals") or {}).get(split) or {}
+    of_baselines = (outcome.metrics.get("baseline_intervals") or {}).get(split) or {}
     baselines = outcome.baselines if split == outcome.judged else _baselines(outcome, split)
     sd = outcome.metrics.get(f"{split}_sd") or {}
-    columns = ["metric", PREDICTOR, *(["95 % interval"] if intervals else []), *(["sd of members"] if sd else [])]
-    rows = []
-    for metric, value in scores.items():
-        row = [metric_name(metric), number(value)]
-        row += [interval(intervals.get(metric)) or "-"] if intervals else []
-        row += [number(sd.get(metric))] if sd else []
-        rows.append([*row, *(number(own.get(metric)) for own in baselines.values())])
-    chief = chief_metric(outcome)
-    strong = frozenset(place for place, metric in enumerate(scores) if metric == chief)
+    found = {PREDICTOR: scores} | ({"sd of members": sd} if sd else {}) | dict(baselines)
+    ends = {PREDICTOR: intervals} | dict(of_baselines)
+    cells = [
+        [f"{number(own.get(m))} {interval((ends.get(name) or {}).get(m))}".strip() for m in scores]
+        for name, own in found.items()
+    ]
+    rows = [[name, *own] for name, own in zip(found, cells, strict=True)]
+    columns, strong = ["", *map(metric_name, scores)], frozenset((0,))
+    if len(scores) > MOST_COLUMNS:
+        rows = [[metric_name(m), *own] for m, own in zip(scores, zip(*cells, strict=True), strict=True)]
+        columns, strong = ["metric", *found], frozenset(n for n, m in enumerate(scores) if m == chief_metric(outcome))
     count = outcome.metrics.get("records", {}).get(split)
     what = {"test": "test records", "valid": "validation records"}.get(split, split)
-    return Rows(
-        f"{count:,} {what}" if count is not None else what, [*columns, *baselines], rows,
-        frozenset(range(1, len(columns) + len(baselines))), strong,
-    )  # fmt: skip
+    caption = f"{count:,} {what}" if count is not None else what
+    caption += ", with 95 % intervals" if intervals else ""
+    return Rows(caption, columns, rows, frozenset(range(1, len(columns))), strong)
+
+
+def better_baselines(outcome: Outcome) -> str:
+    """A sentence that names the baselines that do better on the same rows; empty if none does."""
+    metric = chief_metric(outcome)
+    value = outcome.scores.get(metric) if metric else None
+    if metric is None or value is None:
+        return ""
+    sign = -1 if metric.rpartition(".")[2] in LOWER_IS_BETTER else 1
+    found = {n: own for n, s in outcome.baselines.items() if (own := s.get(metric)) is not None}
+    better = [f"{name} ({number(own)})" for name, own in found.items() if sign * own > sign * value]
+    if not better:
+        return ""
+    return f"Baselines that do better on these rows by {metric_name(metric)}: {', '.join(better)}; the predictor has {number(value)}."
 
 
 def _baselines(outcome: Outcome, split: str) -> Mapping[str, Scores]:

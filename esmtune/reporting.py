@@ -20,6 +20,7 @@ from esmtune.events import Notice, Watcher, silent
 from esmtune.evidence import agreement_section, errors_section, examples_section, worst_section
 from esmtune.judgements import (
     best_baseline,
+    better_baselines,
     chief_metric,
     count_of_rows,
     kind_of_rows,
@@ -121,6 +122,8 @@ def _verdict_section(outcome: Outcome) -> Section:
         if (level := ((outcome.metrics.get("calibration") or {}).get("levels") or {}).get("0.9")) is not None:
             tiles.append(("within 90 % intervals", f"{100 * level['coverage']:.1f} %", "of the test records"))
         parts.append(Tiles(tiles))
+    if told := better_baselines(outcome):
+        parts.append(Text(told, warning=True))
     if outcome.scores and outcome.judged != "test" and NO_TEST not in verdict(outcome):
         parts.append(Text(NO_TEST, warning=True))
     if outcome.metrics.get("diverged"):

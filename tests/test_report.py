@@ -303,6 +303,18 @@ def test_every_kind_of_run_that_is_trained_has_its_report(name, tiny, tmp_path):
     assert expected <= found
 
 
+def test_a_baseline_that_does_better_is_named_whatever_was_compared_with(tmp_path, whole):
+    run = shutil.copytree(whole, tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["baselines"]["test"]["one-hot ridge"] = {"spearman": 0.9, "rmse": 1.0}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    for run_path, said in ((run, True), (whole, False)):
+        outcome = read_outcome(run_path)
+        first = [part for part in page_of(outcome).sections[0].parts if isinstance(part, Text)]
+        assert any("one-hot ridge (0.900)" in part.text and part.warning for part in first) == said
+        assert ("one-hot ridge (0.900)" in card(outcome)) == said
+
+
 def test_wrong_classes_are_shown_with_their_sets_surest_first(sites):
     outcome = read_outcome(sites)
     points = outcome.points(outcome.targets[0])
