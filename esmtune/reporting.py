@@ -24,15 +24,13 @@ from esmtune.judgements import (
     chief_metric,
     count_of_rows,
     kind_of_rows,
-    labels_section,
-    learning_section,
-    members_section,
     scores_section,
     verdict,
 )
 from esmtune.outcomes import Outcome, read_outcome
 from esmtune.pages import EXTRA, Page, Part, Section, Text, Tiles, is_possible, require, write_page
 from esmtune.phrases import NO_TEST, interval, metric_name, number
+from esmtune.trainings import labels_section, learning_section, members_section
 
 REPORT = "report.html"
 CARD = "README.md"
