@@ -122,7 +122,7 @@ def scores_table(outcome: Outcome, split: str) -> Rows:
     found = {PREDICTOR: scores} | ({"sd of members": sd} if sd else {}) | dict(baselines)
     ends = {PREDICTOR: intervals} | dict(of_baselines)
     cells = [
-        [f"{number(own.get(m))} {interval((ends.get(name) or {}).get(m))}".strip() for m in scores]
+        [f"{number(own.get(m))} {_whole(interval((ends.get(name) or {}).get(m)))}".strip() for m in scores]
         for name, own in found.items()
     ]
     rows = [[name, *own] for name, own in zip(found, cells, strict=True)]
@@ -135,6 +135,11 @@ def scores_table(outcome: Outcome, split: str) -> Rows:
     caption = f"{count:,} {what}" if count is not None else what
     caption += ", with 95 % intervals" if intervals else ""
     return Rows(caption, columns, rows, frozenset(range(1, len(columns))), strong)
+
+
+def _whole(text: str) -> str:
+    """An interval that is not broken over lines."""
+    return text.replace(" ", "\u00a0")
 
 
 def better_baselines(outcome: Outcome) -> str:
