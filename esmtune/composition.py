@@ -130,7 +130,7 @@ def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, wa
         trained_on={"records": len(data.of("train")), "sha256": data.sha256},
     )
     if start is None:
-        encoder = origin.encoder if tuning_spec["name"] == "frozen" else copy.deepcopy(origin.encoder)
+        encoder = origin.encoder if tuning_spec["name"] == "frozen" else sharing(origin.encoder)
         return _tuned(Predictor(spec, encoder, origin.moved), config)
     fresh = Predictor(spec, ESM2(origin.encoder.config), origin.moved)
     predictor = _tuned(_initialized(fresh, start, config, watch), config)
@@ -223,16 +223,32 @@ def _layers(config: TrainConfig, data: Dataset, spec: Mapping[str, Any], encoder
 def _tuned(predictor: Predictor, config: TrainConfig) -> Predictor:
     """Let those weights move that the tuning says, and note them as moved."""
     predictor.precision = config.precision
+    predictor.encoder.recomputes = bool(config.checkpoint_activations)
     predictor.encoder.requires_grad_(False)
     before = frozenset(predictor.encoder.state_dict())
     predictor.rates = tuning.build(predictor.spec.tuning, predictor.encoder)
     for name, weight in predictor.encoder.named_parameters():
         weight.requires_grad_(name in predictor.rates)
     moving = frozenset(predictor.rates) & before
+    for name in moving:  # what stays as it is may be shared with the encoder that the run began with
+        own(predictor.encoder, name)
     if moving >= {name for name, _ in predictor.encoder.named_parameters()}:
         moving |= before
     predictor.moved |= moving
     return predictor
+
+
+def sharing(encoder: ESM2) -> ESM2:
+    """A copy of an encoder with the same weights, which are in memory once; an LM head, which will learn, is copied."""
+    named = encoder.named_parameters()
+    return copy.deepcopy(encoder, {id(weight): weight for name, weight in named if not name.startswith("lm_head.")})
+
+
+def own(encoder: ESM2, name: str) -> None:
+    """Give an encoder a weight of its own, where it shares it with another."""
+    path, _, last = name.rpartition(".")
+    weight = encoder.get_parameter(name)
+    setattr(encoder.get_submodule(path), last, torch.nn.Parameter(weight.detach().clone(), weight.requires_grad))
 
 
 def starts_anew(config: TrainConfig, name: str) -> bool:

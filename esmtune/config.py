@@ -101,8 +101,12 @@ class TrainConfig:
     """Sequences per step, over all devices."""
     micro_batch_size: int | None = None
     """Sequences per pass through the network at most; changes memory, not results."""
-    tokens_per_batch: int = TOKENS_PER_BATCH
-    """Residues (and two more a sequence) per pass at most; changes memory, not results."""
+    tokens_per_batch: int | None = None
+    """Residues (and two more a sequence) per pass at most; changes memory, not results. [default: 4096, or what free
+    memory has room for]"""
+    checkpoint_activations: bool | None = None
+    """Compute each layer of a moving encoder twice, rather than keep what it computed: less memory, more time, the same
+    results. [default: where memory would not suffice]"""
     head_learning_rate: float | None = None
     """The head's learning rate at its peak."""
     encoder_learning_rate: float | None = None

@@ -193,8 +193,8 @@ def _assembled(member: Member, origin: Origin, fitted_task: Task, fitted: Fitted
 
 
 def _last(predictor: Predictor, fitted: Fitted) -> Predictor:
-    """The same predictor with the weights after the last step."""
-    last = copy.deepcopy(predictor)
+    """The same predictor with the weights after the last step; what did not move is in memory once."""
+    last = copy.deepcopy(predictor, {id(w): w for w in predictor.parameters() if not w.requires_grad})
     last.load_state_dict(fitted.last, strict=False)
     return last
 

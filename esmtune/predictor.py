@@ -179,7 +179,8 @@ class Predictor(nn.Module, Predicting):
         for name in wanted.keys() | weights.keys():
             if name not in weights or name not in wanted or weights[name].shape != wanted[name].shape:
                 raise ValueError(f"{folder / WEIGHTS}: weight {name!r} is missing, unknown or of the wrong shape.")
-        predictor.load_state_dict(weights, strict=False)
+        weights = {name: weight.to(wanted[name].dtype) for name, weight in weights.items()}
+        predictor.load_state_dict(weights, strict=False, assign=True)  # to copy them would take twice the memory
         if "adapter_sha256" in digests:
             check_digest(folder / ADAPTER / ADAPTER_WEIGHTS, digests["adapter_sha256"])
             load_adapter(predictor.encoder, folder / ADAPTER)
