@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
-from esmtune.config import TOKENS_PER_BATCH, Accelerator, Pooling, Precision
+from esmtune.config import Accelerator, Pooling, Precision
 from esmtune.curation import curate_labeled, refuse, skipped
 from esmtune.datasets import find_columns, read_rows
 from esmtune.events import Notice, Watcher, silent
+from esmtune.memory import peak_memory
 from esmtune.readers import read
 from esmtune.records import Split, Table, Target
 from esmtune.runs import Run, readings
@@ -50,7 +51,7 @@ def evaluate(
     encoder: str | None = None,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
-    tokens_per_batch: int = TOKENS_PER_BATCH,
+    tokens_per_batch: int | None = None,
     watch: Watcher = silent,
 ) -> dict[str, Any]:
     """Score a predictor on labeled rows, beside the mean or majority of its training labels.
@@ -83,7 +84,8 @@ def evaluate(
     from esmtune.masking import guessed
 
     sequences = [r.sequence for r in dataset.records]
-    answers = predictor.answers(sequences, hide=True, tokens_per_batch=tokens_per_batch, watch=watch)
+    tokens = _tokens(predictor, sequences, tokens_per_batch, watch)
+    answers = predictor.answers(sequences, hide=True, tokens_per_batch=tokens, watch=watch)
     outputs = task.average(answers)
     labels = guessed([label for r in dataset.records for label in r.labels], sequences, predictor.masks)
     result = {
@@ -94,6 +96,7 @@ def evaluate(
     }
     if out is not None:
         write_json(result, Path(out))
+    watch(Notice(peak_memory().text))
     return result
 
 
@@ -117,7 +120,7 @@ def predict(
     verify: bool = False,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
-    tokens_per_batch: int = TOKENS_PER_BATCH,
+    tokens_per_batch: int | None = None,
     watch: Watcher = silent,
 ) -> pl.DataFrame:
     """Predict every row of a table: all its columns, in order, then `prediction`, `probability_CLASS` and `problem`.
@@ -151,7 +154,8 @@ def predict(
     for problem in rows.problems:
         problems[row_of[problem.where]] = problem.reason
     sequences = [r.sequence for r in rows.records]
-    answers = predictor.answers(sequences, tokens_per_batch=tokens_per_batch, watch=watch)
+    tokens = _tokens(predictor, sequences, tokens_per_batch, watch)
+    answers = predictor.answers(sequences, tokens_per_batch=tokens, watch=watch)
     counts = predictor.points(sequences)
     finite = [bool(x.isfinite().all()) for x in answers.split(counts, dim=1)]
     place = {row_of[record.where]: number for number, record in enumerate(rows.records)}
@@ -173,6 +177,7 @@ def predict(
         )
     if out is not None:
         write_table(frame, Path(out))
+    watch(Notice(peak_memory().text))
     return frame
 
 
@@ -192,7 +197,7 @@ def embed(
     max_length: int | None = None,
     skip_bad_rows: bool = False,
     accelerator: Accelerator = "auto",
-    tokens_per_batch: int = TOKENS_PER_BATCH,
+    tokens_per_batch: int | None = None,
     watch: Watcher = silent,
 ) -> Embeddings:
     """Embed sequences with an encoder, or with the encoder of a run: their mean, their <cls>, or each residue.
@@ -224,6 +229,7 @@ def embed(
     from esmtune.cache import cache_at
     from esmtune.devices import choose_device
     from esmtune.embedding import embed_sequences
+    from esmtune.footprint import tokens_for_passing
     from esmtune.predictor import find_encoder
 
     with torch.random.fork_rng(devices=[]):
@@ -232,9 +238,11 @@ def embed(
     if source.is_random:
         watch(Notice(f"The encoder {source.name} has RANDOM weights: it has seen no protein."))
     sequences = [r.sequence for r in rows.records]
+    device = choose_device(accelerator)
+    tokens = tokens_for_passing(network, len(layers), list(map(len, sequences)), device, tokens_per_batch, watch)
     vectors = embed_sequences(
-        network.to(choose_device(accelerator)), sequences, layers=layers, pool=pool, precision=precision,
-        dtype=np.dtype(dtype), tokens_per_batch=tokens_per_batch, cache=cache_at(cache), name=source.name,
+        network.to(device), sequences, layers=layers, pool=pool, precision=precision,
+        dtype=np.dtype(dtype), tokens_per_batch=tokens, cache=cache_at(cache), name=source.name,
         watch=watch,
     )  # fmt: skip
     about = {
@@ -248,6 +256,7 @@ def embed(
     embeddings = Embeddings(ids=[r.id for r in rows.records], vectors=vectors, lengths=lengths, about=about)
     if out is not None:
         write_embeddings(embeddings, Path(out))
+    watch(Notice(peak_memory().text))
     return embeddings
 
 
@@ -297,3 +306,12 @@ def _ready(
         watch(Notice(f"The encoder of this predictor started from RANDOM weights ({predictor.spec.encoder.name})."))
     predictor.precision = precision
     return predictor.to(choose_device(accelerator))
+
+
+def _tokens(predictor: "Predictor | Ensemble", sequences: Sequence[str], given: int | None, watch: Watcher) -> int:
+    """Tokens per pass: as given, else what free memory has room for."""
+    from esmtune.footprint import tokens_for_passing
+
+    first = getattr(predictor, "members", [predictor])[0]
+    lengths = [len(sequence) for sequence in sequences]
+    return tokens_for_passing(first.encoder, len(first.spec.layers), lengths, first.device.type, given, watch)

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 import esmtune
 import esmtune.surveys  # its commands
 from esmtune import events
-from esmtune.config import TOKENS_PER_BATCH, Pooling, TrainConfig
+from esmtune.config import Pooling, TrainConfig
 from esmtune.terminal import (
     Bars,
     Budget,
@@ -144,7 +144,7 @@ def evaluate(
     encoder: Encoder = None,
     accelerator: Device = "auto",
     precision: Products = "auto",
-    tokens_per_batch: Budget = TOKENS_PER_BATCH,
+    tokens_per_batch: Budget = None,
 ) -> None:
     """Score a predictor on labeled rows, beside a baseline."""
     with Bars() as bars:
@@ -171,7 +171,7 @@ def predict(
     verify: Annotated[bool, Parameter(help="First recompute three outputs saved with the predictor.")] = False,
     accelerator: Device = "auto",
     precision: Products = "auto",
-    tokens_per_batch: Budget = TOKENS_PER_BATCH,
+    tokens_per_batch: Budget = None,
 ) -> None:
     """Predict every row of a table; all rows and columns come back, in order."""
     with Bars() as bars:
@@ -208,7 +208,7 @@ def embed(
     max_length: Annotated[int | None, Parameter(help="Cut sequences to their first so many residues.")] = None,
     skip_bad_rows: Skip = False,
     accelerator: Device = "auto",
-    tokens_per_batch: Budget = TOKENS_PER_BATCH,
+    tokens_per_batch: Budget = None,
 ) -> None:
     """Embed sequences with an encoder, or with the encoder of a run."""
     with Bars() as bars:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from esmtune.config import TrainConfig
 from esmtune.curation import Curated, curate_training
 from esmtune.events import Notice, Watcher, silent
+from esmtune.memory import peak_memory
 from esmtune.registry import nearest
 from esmtune.runs import Run, metrics_of, predictions_of, resolved, write_run
 from esmtune.writers import check_out
@@ -81,6 +82,7 @@ def train(
         if logs:
             hear(Notice(f"Logs, until they move to {path}: {logs}"))
         trained = train_members(config, curated.dataset, curated.folds, journal, hear, logs)
+        hear(Notice(peak_memory(children=config.devices > 1).text))
         run = _run_of(trained, curated, config, tuple(notices), path)
         if path is not None and trained.is_main:
             write_run(run, path, data, curated.dataset, logs=logs, seconds=time.time() - started)

@@ -20,6 +20,7 @@ from esmtune.encoders import encoder_digest
 from esmtune.ensembles import Ensemble
 from esmtune.events import Notice, Watcher, silent
 from esmtune.features import Kept
+from esmtune.footprint import provided
 from esmtune.journal import Entry, Journal, asked_to_stop
 from esmtune.masking import Masking, guessed
 from esmtune.metrics import LOWER_IS_BETTER, Scores
@@ -95,7 +96,11 @@ def train_members(
         if fitted_task.compares and config.global_batch_size == 1:
             raise ValueError("the loss compares the sequences of a step, but --global-batch-size is 1: take 2 or more.")
         torch.manual_seed(config.seed)
-        compose(members[0].config, members[0].data, origin, fitted_task, watch)  # says what is wrong, and what is new
+        # Says what is wrong, and what is new; then it is known what training it will take.
+        first = compose(members[0].config, members[0].data, origin, fitted_task, watch)
+        config = provided(first, config, data, journal, watch)
+        del first
+        members = members_of(config, data, folds)
         work = partial(_train, members=members, origin=origin, fitted_task=fitted_task, journal=journal)
         entries, is_main = launched(config, work, watch, log_folder)
         fitted = [Fitted.of(entry) for entry in entries]

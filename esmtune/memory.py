@@ -1,4 +1,4 @@
-"""How much memory a process took at its peak, and how much a device has left. Everywhere, 1 GiB is 2 to the 30th bytes."""
+"""How much memory a process took at its peak, and how much a device has left; 1 GiB is 2 to the 30th bytes."""
 
 import resource
 import sys
@@ -42,8 +42,10 @@ class Peak:
         }
 
 
-def peak_memory() -> Peak:
-    """What this process, those it started and its GPU held at their peaks, so far.
+def peak_memory(*, children: bool = False) -> Peak:
+    """What this process and its GPU held at their peaks, so far, and with `children` the processes that it started.
+
+    These begin as copies of it, so that small programs that it called look as large as it was.
 
     >>> peak_memory().process > 0
     True
@@ -54,8 +56,8 @@ def peak_memory() -> Peak:
         cuda = torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
-    return Peak(process=_high_water_mark() or own, children=children, cuda=cuda)
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit if children else 0
+    return Peak(process=_high_water_mark() or own, children=largest, cuda=cuda)
 
 
 def free_memory(device: str) -> int:
@@ -72,7 +74,7 @@ def free_memory(device: str) -> int:
         return torch.cuda.mem_get_info()[0]
     import psutil
 
-    return max(0, min(psutil.virtual_memory().available, _left_by_limits(Path("/proc/self/cgroup"), Path("/"))))
+    return max(0, int(min(psutil.virtual_memory().available, _left_by_limits(Path("/proc/self/cgroup"), Path("/")))))
 
 
 def _high_water_mark() -> int:

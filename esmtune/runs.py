@@ -14,6 +14,7 @@ import polars as pl
 from esmtune.config import Part, TrainConfig
 from esmtune.curation import Curated
 from esmtune.labels import written
+from esmtune.memory import peak_memory
 from esmtune.records import Dataset, Label, Target
 from esmtune.writers import whole_folder, write_json, write_table
 
@@ -249,5 +250,6 @@ def _environment(run: Run, dataset: Dataset, seconds: float) -> dict[str, Any]:
         "encoder": run.predictor.spec.encoder.name,
         "encoder_sha256": run.predictor.spec.encoder.sha256,
         "seconds": round(seconds, 1),
+        **peak_memory(children=run.config.devices > 1).entries(),
         "notices": run.notices,
     }

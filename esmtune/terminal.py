@@ -18,7 +18,10 @@ Overwrite = Annotated[bool, Parameter(help="Write over what is there.")]
 Skip = Annotated[bool, Parameter(help="Leave out rows that cannot be used, and list them.")]
 Device = Annotated[Accelerator, Parameter(help="auto takes a CUDA GPU if there is one, and the CPU otherwise.")]
 Products = Annotated[Precision, Parameter(help="What matrix products are computed in; auto by the device.")]
-Budget = Annotated[int, Parameter(help="Residues per pass at most; changes memory, not results.")]
+Budget = Annotated[
+    int | None,
+    Parameter(help="Residues per pass at most; changes memory, not results. [default: 4096, or what fits]"),
+]
 
 messages = Console(stderr=True, highlight=False)
 results = Console(highlight=False)
