@@ -229,8 +229,8 @@ def embed(
     from esmtune.cache import cache_at
     from esmtune.devices import choose_device
     from esmtune.embedding import embed_sequences
-    from esmtune.footprint import tokens_for_passing
     from esmtune.predictor import find_encoder
+    from esmtune.provisions import tokens_for_passing
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -310,7 +310,7 @@ def _ready(
 
 def _tokens(predictor: "Predictor | Ensemble", sequences: Sequence[str], given: int | None, watch: Watcher) -> int:
     """Tokens per pass: as given, else what free memory has room for."""
-    from esmtune.footprint import tokens_for_passing
+    from esmtune.provisions import tokens_for_passing
 
     first = getattr(predictor, "members", [predictor])[0]
     lengths = [len(sequence) for sequence in sequences]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from esmtune.config import TrainConfig
 from esmtune.curation import Curated, curate_training
 from esmtune.events import Notice, Watcher, silent
+from esmtune.examination import examine, refuse_errors, said
 from esmtune.memory import peak_memory
 from esmtune.registry import nearest
 from esmtune.runs import Run, metrics_of, predictions_of, resolved, write_run
@@ -57,6 +58,8 @@ def train(
     if path is not None:
         check_out(path, overwrite=overwrite, kind="folder")
     curated = curate_training(data, config)
+    findings = examine(curated)
+    refuse_errors(findings)
     notices: list[str] = []
 
     def hear(event: Any) -> None:
@@ -64,7 +67,7 @@ def train(
             notices.append(event.text)
         watch(event)
 
-    for text in curated.dataset.notices:
+    for text in (*curated.dataset.notices, *said(findings)):
         hear(Notice(text))
 
     from esmtune.journal import Journal
@@ -84,6 +87,7 @@ def train(
         trained = train_members(config, curated.dataset, curated.folds, journal, hear, logs)
         hear(Notice(peak_memory(children=config.devices > 1).text))
         run = _run_of(trained, curated, config, tuple(notices), path)
+        run.metrics["data"] = {"rows": curated.rows, "findings": [asdict(finding) for finding in findings]}
         if path is not None and trained.is_main:
             write_run(run, path, data, curated.dataset, logs=logs, seconds=time.time() - started)
             journal.close()

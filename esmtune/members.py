@@ -20,12 +20,13 @@ from esmtune.encoders import encoder_digest
 from esmtune.ensembles import Ensemble
 from esmtune.events import Notice, Watcher, silent
 from esmtune.features import Kept
-from esmtune.footprint import provided
 from esmtune.journal import Entry, Journal, asked_to_stop
 from esmtune.masking import Masking, guessed
+from esmtune.memory import give_back_at_once
 from esmtune.metrics import LOWER_IS_BETTER, Scores
 from esmtune.predictor import Predictor
 from esmtune.processes import launched
+from esmtune.provisions import provided
 from esmtune.records import Dataset
 from esmtune.splits import folds_of
 from esmtune.standing import Fitted
@@ -98,10 +99,12 @@ def train_members(
         torch.manual_seed(config.seed)
         # Says what is wrong, and what is new; then it is known what training it will take.
         first = compose(members[0].config, members[0].data, origin, fitted_task, watch)
-        config = provided(first, config, data, journal, watch)
+        config, gives_back = provided(first, config, data, journal, watch)
         del first
         members = members_of(config, data, folds)
-        work = partial(_train, members=members, origin=origin, fitted_task=fitted_task, journal=journal)
+        work = partial(
+            _train, members=members, origin=origin, fitted_task=fitted_task, journal=journal, gives_back=gives_back
+        )
         entries, is_main = launched(config, work, watch, log_folder)
         fitted = [Fitted.of(entry) for entry in entries]
         predictors = [
@@ -133,9 +136,12 @@ def train_members(
 
 
 def _train(
-    fabric: Fabric, *, members: Sequence[Member], origin: Origin, fitted_task: Task, journal: Journal, watch: Watcher
-) -> list[Entry]:
+    fabric: Fabric, *, members: Sequence[Member], origin: Origin, fitted_task: Task, journal: Journal, watch: Watcher,
+    gives_back: bool,
+) -> list[Entry]:  # fmt: skip
     """Train the members one after the other, in this process among others."""
+    if gives_back:
+        give_back_at_once()
     if fabric.world_size > 1:
         origin = copy.deepcopy(origin)  # what comes to a process lies in memory that all share
     kept: Kept = {}
