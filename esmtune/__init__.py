@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from esmtune.fitting import train
     from esmtune.predictor import Predictor
     from esmtune.runs import Run
+    from esmtune.splitting import split
 
 __version__ = "0.2.0"
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "merge",
     "predict",
     "save_huggingface",
+    "split",
     "train",
 ]
 
@@ -39,6 +41,7 @@ _ROOMS = {
     "Ensemble": "ensembles",
     "Predictor": "predictor",
     "Run": "runs",
+    "split": "splitting",
     "train": "fitting",
 }
 

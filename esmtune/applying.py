@@ -1,15 +1,17 @@
 """Evaluate, predict, embed, merge, load: what is done with what was trained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import polars as pl
 
 from esmtune.config import TOKENS_PER_BATCH, Accelerator, Pooling, Precision
 from esmtune.curation import curate_labeled, refuse, skipped
 from esmtune.datasets import find_columns, read_rows
 from esmtune.events import Notice, Watcher, silent
+from esmtune.nearness import nearness_of, read_training
 from esmtune.readers import read
 from esmtune.records import Split, Table, Target
 from esmtune.runs import Run, readings
@@ -86,15 +88,41 @@ def evaluate(
     answers = predictor.answers(sequences, hide=True, tokens_per_batch=tokens_per_batch, watch=watch)
     outputs = task.average(answers)
     labels = guessed([label for r in dataset.records for label in r.labels], sequences, predictor.masks)
-    result = {
+    result: dict[str, Any] = {
         "encoder": predictor.spec.encoder.name,
         "records": len(dataset.records),
         "scores": task.scores(outputs, labels),
         "baseline": task.scores(task.baseline(len(labels)), labels),
     }
+
+    def scores(places: list[int]) -> Any:
+        return task.scores(outputs[places], [labels[place] for place in places])
+
+    result |= _by_nearness(run, predictor, sequences, scores)
     if out is not None:
         write_json(result, Path(out))
     return result
+
+
+def _by_nearness(
+    run: Any, predictor: "Predictor | Ensemble", sequences: Sequence[str], scores: Callable[[list[int]], Any]
+) -> dict[str, Any]:
+    """Scores by how near records are to the training sequences, where the run has these."""
+    training = run.training if isinstance(run, Run) else ()
+    if isinstance(run, str | Path):
+        training = read_training(Path(run))
+    near = nearness_of(training, sequences)
+    if near is None:
+        return {}
+    counts = np.cumsum([0, *predictor.points(sequences)]).tolist()
+
+    def of_records(within: np.ndarray) -> Any:
+        return scores([p for n in np.flatnonzero(within).tolist() for p in range(counts[n], counts[n + 1])])
+
+    every = np.ones(len(sequences), dtype=bool)
+    mutations = near.by_mutations(every, of_records)
+    found = {"by_identity": near.by_identity(every, of_records)}
+    return found | ({"by_mutations": mutations} if mutations else {})
 
 
 def _usual_target(targets: Sequence[Target], table: Table) -> tuple[str, ...] | None:

@@ -25,6 +25,7 @@ from esmtune.terminal import (
     Skip,
     app,
     messages,
+    print_bins,
     print_scores,
     results,
 )  # fmt: skip
@@ -120,6 +121,8 @@ def train(
                 done.metrics["baselines"][split],
                 done.metrics.get(f"{split}_sd"),
             )
+    print_bins(done.metrics.get("by_identity", {}).get("test", []))
+    print_bins(done.metrics.get("by_mutations", {}).get("test", []))
     results.print(f"Run: {folder}", soft_wrap=True)
     if done.diverged:
         sys.exit(DIVERGED)
@@ -154,6 +157,8 @@ def evaluate(
             precision=precision, tokens_per_batch=tokens_per_batch, watch=bars,
         )  # fmt: skip
     print_scores(f"{result['records']:,} records", result["scores"], result["baseline"])
+    print_bins(result.get("by_identity", []))
+    print_bins(result.get("by_mutations", []))
 
 
 @app.command

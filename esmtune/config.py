@@ -43,7 +43,19 @@ class TrainConfig:
     id: str | None = None
     """The column with a name for each row; found by its usual names (id, entry, ...) when not given."""
     split: str | None = None
-    """The column that says train, valid or test; found by its usual names (split, set, ...) when not given."""
+    """The column that says train, valid or test, found by its usual names (split, set, ...) when not given; or how to
+    split: random, stratified, identity, position, mutations, segment or time; or RUN/split.csv, to split as that run.
+    [default: by identity where related sequences are found, else random]"""
+    identity: float | None = None
+    """From what share of identical residues on sequences are related, and stay on one side. [default: 0.3]"""
+    coverage: float = 0.8
+    """How much of the shorter of two sequences must be alike for that."""
+    wild_type: str | None = None
+    """The protein that the sequences are variants of; told from them when not given."""
+    mutations: int | None = None
+    """Train on variants with at most so many mutations, with --split mutations. [default: by test_fraction]"""
+    time: str | None = None
+    """The column with the times, for --split time."""
     weight: str | None = None
     """A column that says how much each row counts in the loss."""
     mask: str | None = None
@@ -146,7 +158,7 @@ class TrainConfig:
     def __post_init__(self):
         at_least = {"epochs": 1, "max_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "tokens_per_batch": 1,
                     "patience": 1, "devices": 1, "num_nodes": 1, "max_length": 1, "seed": 0, "seeds": 1, "folds": 1,
-                    "checkpoint_minutes": 0, "ema": 0,
+                    "checkpoint_minutes": 0, "ema": 0, "mutations": 0,
                     "head_learning_rate": 0, "encoder_learning_rate": 0, "weight_decay": 0, "clip": 0}  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -169,6 +181,10 @@ class TrainConfig:
         for name in ("valid_fraction", "test_fraction", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a share from 0 to below 1.")
+        for name in ("identity", "coverage"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} is {value}, expected a share above 0 and up to 1.")
         if self.init_skip and not self.init:
             raise ValueError("init_skip leaves out weights of init, but no init is given.")
 

@@ -3,14 +3,15 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from esmtune.config import TrainConfig
 from esmtune.datasets import Columns, find_columns, read_rows
 from esmtune.inference import Told, infer_targets
 from esmtune.labels import READS, Reads
-from esmtune.partition import folds_for, missing_splits, with_splits
+from esmtune.methods import METHODS
+from esmtune.partition import asked_split, folds_for, missing_splits, with_file, with_splits
 from esmtune.readers import read
 from esmtune.records import BadRowsError, Dataset, Form, Problem, Row, Split, Table, Target
 from esmtune.replicates import weighted, with_replicates
@@ -26,6 +27,9 @@ class Curated:
     dataset: Dataset
     columns: Columns
     folds: int  # 1: there are none
+    split: Mapping[str, Any] = field(default_factory=dict)  # how it was split, for metrics.json
+    split_asked: str | None = None  # the column, method or file that splits the same data so again
+    identity: float | None = None  # the threshold of a split by identity
 
 
 def curate_training(data: Any, config: TrainConfig) -> Curated:
@@ -51,10 +55,19 @@ def curate_training(data: Any, config: TrainConfig) -> Curated:
     problems += labeled.problems
     notices = [*told.notices, *(text for found in read_parts for text in found.notices), *labeled.notices]
     known, more = with_labels(labeled.records, targets)
+    asked = asked_split(config.split, tables[0])[1]
     missing = missing_splits(tables, columns[0], config, known)
-    folds = folds_for(config, kind, missing, known)
     stratify = len(targets) == 1 and targets[0].form == "one" and reads[targets[0].kind] == "name"
-    known, split = with_splits(known, config, stratify=stratify, missing=missing, folds=folds)
+    if asked and asked not in METHODS:
+        if len(tables) > 1:
+            raise ValueError(f"{asked} says which rows are for validation and test, and there is a file for them too.")
+        partition, folds = with_file(known, asked)
+    else:
+        folds = folds_for(config, kind, missing, known)
+        partition = with_splits(
+            known, config, stratify=stratify, missing=missing, folds=folds, kind=kind, method=asked, tables=tables
+        )
+    known, split = partition.records, partition.notices
     known, replicates = with_replicates(known, targets, reads, config.replicates)
     try:
         known, strangers, warnings = check_labels(known, targets, reads)
@@ -67,10 +80,14 @@ def curate_training(data: Any, config: TrainConfig) -> Curated:
     notices += [*more, *split, *replicates, *warnings, *skipped(problems)]
     dataset = Dataset(
         records=tuple(known), targets=targets, sha256=_checksum(tables), notices=tuple(notices),
-        problems=tuple(problems),
+        problems=tuple(problems), held=partition.held,
     )  # fmt: skip
     has_mask = dataset.level == "residue" and dataset.kind != "mlm"
-    return Curated(dataset=dataset, columns=columns[0] if has_mask else replace(columns[0], mask=None), folds=folds)
+    chosen = asked if asked and asked not in METHODS else partition.method if not columns[0].split else None
+    return Curated(
+        dataset=dataset, columns=columns[0] if has_mask else replace(columns[0], mask=None), folds=folds,
+        split=partition.facts, split_asked=columns[0].split or chosen, identity=partition.facts.get("identity"),
+    )  # fmt: skip
 
 
 def curate_labeled(
@@ -215,9 +232,10 @@ def _columns_of(
     tables: Sequence[Table], parts: Sequence[Split | None], config: TrainConfig, kind: str | None
 ) -> list[Columns]:
     """The columns of each table; validation and test have theirs under the names of the first."""
+    column, way = asked_split(config.split, tables[0])
     first = find_columns(
         tables[0], sequence=config.sequence, target=() if kind == "mlm" else config.target or None, id=config.id,
-        split=config.split, mask=config.mask, weight=config.weight,
+        split=column, mask=config.mask, weight=config.weight, splits=way is None,
     )  # fmt: skip
     if len(tables) > 1 and first.split:
         raise ValueError(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from esmtune.config import TrainConfig
 from esmtune.curation import Curated, curate_training
 from esmtune.events import Notice, Watcher, silent
+from esmtune.nearness import nearness_in
 from esmtune.registry import nearest
 from esmtune.runs import Run, metrics_of, predictions_of, resolved, write_run
 from esmtune.writers import check_out
@@ -107,19 +108,21 @@ def _run_of(
     trained: "Trained", curated: Curated, config: TrainConfig, notices: tuple[str, ...], path: Path | None
 ) -> Run:
     several = len(trained.members) > 1
+    near = nearness_in(curated.dataset.of(None), wild_type=config.wild_type, coverage=config.coverage)
     return Run(
         predictor=trained.predictor,
         last=trained.last,
-        metrics=metrics_of(trained, curated.dataset, config),
+        metrics=metrics_of(trained, curated, config, near),
         history=[
             {"member": member.name} | entry if several else entry
             for member, fitted in zip(trained.members, trained.fitted, strict=True)
             for entry in fitted.history
         ],
-        predictions=predictions_of(trained, curated.dataset),
+        predictions=predictions_of(trained, curated.dataset, near),
         notices=notices,
         config=resolved(trained.config, curated, trained.predictor.spec),
         path=path,
+        training=tuple(r.sequence for r in curated.dataset.of("train")),
     )
 
 

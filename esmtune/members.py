@@ -67,10 +67,12 @@ def members_of(config: TrainConfig, data: Dataset, folds: int) -> list[Member]:
         return [Member(name=f"seed-{n}", config=replace(config, seed=n), data=data) for n in numbers]
     places = [place for place, r in enumerate(data.records) if r.is_labeled and r.split == "train"]
     stratify = data.level == "sequence" and len(data.targets) == 1 and task[data.kind].reads == "name"
-    fold = dict(zip(places, folds_of([data.records[p] for p in places], folds, stratify, config.seed), strict=True))
+    dealt = folds_of([data.records[p] for p in places], folds, stratify, config.seed) if not data.held else []
+    held = {place: {number} for place, number in zip(places, dealt, strict=False)}
+    held = held or {place: set(data.held[data.records[place].sequence]) for place in places}
     members = []
     for number in range(folds):
-        split = {place: "valid" if found == number else "train" for place, found in fold.items()}
+        split = {place: "valid" if number in found else "train" for place, found in held.items()}
         records = tuple(replace(r, split=split[p]) if p in split else r for p, r in enumerate(data.records))
         members.append(Member(name=f"fold-{number}", config=config, data=replace(data, records=records)))
     return members
@@ -254,10 +256,13 @@ def summary(trained: Trained) -> dict[str, Any]:
     return result
 
 
-def scores_of(task: Task, outputs: Tensor, data: Dataset, split: str) -> Scores:
-    """The scores of the labeled points of a split; none where it has none."""
+def scores_of(
+    task: Task, outputs: Tensor, data: Dataset, split: str, *, within: Sequence[bool] | None = None
+) -> Scores:
+    """The scores of the labeled points of a split, or of those of its records that are `within`; none without any."""
     records = data.of(None)
-    chosen = [r.split == split for r in records for _ in r.labels]
+    counted = [True] * len(records) if within is None else within
+    chosen = [r.split == split and is_in for r, is_in in zip(records, counted, strict=True) for _ in r.labels]
     masks = Masking(selected=task.masked) if isinstance(task, MLM) else None
     shown = guessed([label for r in records for label in r.labels], [r.sequence for r in records], masks)
     labels = [label for label, is_in in zip(shown, chosen, strict=True) if is_in]

@@ -1,7 +1,7 @@
 """A labeled sequence, and many of them; a table as its file has it; a row that cannot be used."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import polars as pl
@@ -137,6 +137,7 @@ class Dataset:
     sha256: str  # of the files that were read, in order
     notices: tuple[str, ...]
     problems: tuple[Problem, ...]  # of rows that were left out because the user said so
+    held: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # training sequence to the folds that hold it out
 
     @property
     def kind(self) -> str:

@@ -3,18 +3,21 @@
 import json
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from esmtune.config import Part, TrainConfig
 from esmtune.curation import Curated
 from esmtune.labels import written
+from esmtune.nearness import Nearness, write_training
 from esmtune.records import Dataset, Label, Target
+from esmtune.split_files import split_table
 from esmtune.writers import whole_folder, write_json, write_table
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ class Run:
     config: TrainConfig
     last: "Predictor | None" = None  # with the weights after the last step, of a run of one member
     path: Path | None = None
+    training: tuple[str, ...] = ()  # the sequences that were trained on
 
     @property
     def diverged(self) -> bool:
@@ -91,8 +95,11 @@ def _dtype(target: Target, reads: str) -> Any:
     return pl.String
 
 
-def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
+def metrics_of(
+    trained: "Trained", curated: Curated, config: TrainConfig, near: Nearness | None = None
+) -> dict[str, Any]:
     """Scores of validation and test records, beside what knows nothing but the training labels."""
+    dataset = curated.dataset
     from esmtune.composition import fit_task
     from esmtune.members import scores_of, summary
 
@@ -120,6 +127,7 @@ def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig) -> dic
     ignorant = fit_task(dataset, _without_loss(config.task))
     count = len(trained.outputs)
     # With folds every training record was held out once, and what its own member said of it is its validation.
+    metrics |= {"split": dict(curated.split)} | _by_nearness(trained, dataset, near)
     for split in ("valid", "test"):
         asked = "train" if trained.by_fold and split == "valid" else split
         scores = scores_of(task, trained.outputs, dataset, asked)
@@ -131,13 +139,29 @@ def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig) -> dic
     return metrics
 
 
+def _by_nearness(trained: "Trained", dataset: Dataset, near: Nearness | None) -> dict[str, Any]:
+    """Test scores by identity to the nearest training sequence, and of variants by their mutations."""
+    from esmtune.members import scores_of
+
+    records = dataset.of(None)
+    chosen = np.array([r.split == "test" for r in records])
+    if near is None or not chosen.any():
+        return {}
+
+    def scores(within: np.ndarray) -> Mapping[str, float | None]:
+        return scores_of(trained.task, trained.outputs, dataset, "test", within=within.tolist())
+
+    identity, mutations = near.by_identity(chosen, scores), near.by_mutations(chosen, scores)
+    return {"by_identity": {"test": identity}} | ({"by_mutations": {"test": mutations}} if mutations else {})
+
+
 def _without_loss(asked: Part | None) -> Part | None:
     """Options of a task without those that say how it is trained, which the baseline is not."""
     return None if asked is None else {k: v for k, v in asked.items() if k in ("name", "order", "masked")}
 
 
-def predictions_of(trained: "Trained", dataset: Dataset) -> pl.DataFrame:
-    """Every labeled record: id, split, label and prediction, and of several members the spread."""
+def predictions_of(trained: "Trained", dataset: Dataset, near: Nearness | None = None) -> pl.DataFrame:
+    """Every labeled record: id, split, label and prediction, of several members the spread, how near to training."""
     records = dataset.of(None)
     counts = [len(r.labels) for r in records]
     asked: dict[str, Any] = {"id": [r.id for r in records], "split": [r.split for r in records]}
@@ -158,7 +182,10 @@ def predictions_of(trained: "Trained", dataset: Dataset) -> pl.DataFrame:
         frame = frame.with_columns(pl.Series("fold", folds, dtype=pl.Int64))
     else:
         answers = trained.answers[kept]
-    return frame.hstack(readings(trained.task, dataset.targets, answers, counts, details=details))
+    frame = frame.hstack(readings(trained.task, dataset.targets, answers, counts, details=details))
+    if near is None:
+        return frame
+    return frame.with_columns(pl.Series("identity", near.identity).fill_nan(None).round(4))
 
 
 def resolved(config: TrainConfig, curated: Curated, spec: "Spec") -> TrainConfig:
@@ -175,7 +202,8 @@ def resolved(config: TrainConfig, curated: Curated, spec: "Spec") -> TrainConfig
         folds=curated.folds,
         sequence=columns.sequence,
         id=columns.id,
-        split=columns.split,
+        split=_whole_path(curated.split_asked) if curated.split_asked and not columns.split else columns.split,
+        identity=curated.identity if curated.split_asked == "identity" else config.identity,
         valid=str(Path(config.valid).resolve()) if config.valid else None,
         test=str(Path(config.test).resolve()) if config.test else None,
         task=task_options,
@@ -216,6 +244,8 @@ def write_run(run: Run, path: Path, data: Any, dataset: Dataset, *, logs: Path |
         write_json(run.metrics, folder / "metrics.json")
         write_json(_environment(run, dataset, seconds), folder / "environment.json")
         write_table(run.predictions, folder / "predictions.csv")
+        write_table(split_table(dataset.records, dataset.held), folder / "split.csv")
+        write_training(run.training, folder)
         run.predictor.save(folder / "predictor", self_contained=run.config.self_contained)
         if run.last is not None:
             run.last.save(folder / "last", self_contained=run.config.self_contained)

@@ -83,3 +83,18 @@ def print_scores(
         values = (found.get(name) for _, found in columns)
         table.add_row(name, *("-" if x is None else f"{x:.4f}" for x in values))
     results.print(table)
+
+
+def print_bins(bins: list[dict[str, Any]]) -> None:
+    """Print scores by identity to the nearest training sequence, or by the number of mutations."""
+    if not bins:
+        return
+    by = "mutations" if "mutations" in bins[0] else "identity to training"
+    table = Table(box=None, pad_edge=False)
+    for column in (by, "records", *bins[0]["scores"]):
+        table.add_column(column, justify="left" if column == by else "right")
+    for found in bins:
+        name = str(found["mutations"]) if by == "mutations" else f"{found['from']:.1f} to {found['to']:.1f}"
+        scores = ("-" if x is None else f"{x:.4f}" for x in found["scores"].values())
+        table.add_row(name, f"{found['records']:,}", *scores)
+    results.print(table)
