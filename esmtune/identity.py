@@ -27,7 +27,7 @@ SIGNIFICANT = 0.01  # E-value; 0.001 misses one pair in six of ten residues with
 MOST_HITS = 1000  # a sequence, which the best of are aligned
 LONGEST = 65_000  # residues that MMseqs2 takes
 # Residues of queries times those of targets, and how to search so many. Measured on two cores: docs/LOG.md.
-UNGAPPED = 3e10  # every pair along every diagonal: nothing is missed for want of a common k-mer, in peptides above all
+UNGAPPED = 1e10  # every pair along every diagonal: nothing is missed for want of a common k-mer, in peptides above all
 SENSITIVITY = ((1e12, 7.5), (1e13, 5.7), (1e14, 3.0))
 LINEAR = 1e15  # from here on all against all is out of reach, and clustering takes time linear in the residues
 CHECKED = 3e13  # what a search that checks a split may cost; beyond it checks a sample

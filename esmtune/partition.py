@@ -7,11 +7,13 @@ from typing import Any
 
 from esmtune.config import TrainConfig
 from esmtune.datasets import Columns
+from esmtune.families import feasible
 from esmtune.identity import IDENTITY, NoMMseqsError, Pairs, linked, related
-from esmtune.methods import METHODS, Folded, Parted, Way, feasible, folds_by, split_by, times_of
+from esmtune.methods import METHODS, folds_by, split_by, times_of
 from esmtune.records import Record, Split, Table
 from esmtune.split_files import SplitFile, read_split
 from esmtune.variants import variants_of
+from esmtune.ways import Folded, Parted, Way
 
 RELATED = (
     "The split is random: related sequences can stand on both sides of it, and then the scores are higher than they "

@@ -11,11 +11,12 @@ from esmtune.config import TrainConfig
 from esmtune.datasets import USUAL_NAMES, find_columns, read_rows
 from esmtune.events import Notice, Watcher, silent
 from esmtune.labels import as_number, as_text
-from esmtune.methods import IN_ORDER, METHODS, Way, folds_by, in_blocks, times_of
+from esmtune.methods import IN_ORDER, METHODS, folds_by, in_blocks, times_of
 from esmtune.partition import with_splits
 from esmtune.readers import read
 from esmtune.records import Label, Record, Table
 from esmtune.registry import nearest
+from esmtune.ways import Way
 from esmtune.writers import check_out, write_table
 
 
