@@ -68,6 +68,9 @@ def curate_training(data: Any, config: TrainConfig) -> Curated:
             known, config, stratify=stratify, missing=missing, folds=folds, kind=kind, method=asked, tables=tables
         )
     known, split = partition.records, partition.notices
+    unused = find_columns(tables[0], target=()).split if asked and len(tables) == 1 else None
+    if unused:
+        split = [*split, f"The column {unused!r} is not used, since --split is {asked}."]
     known, replicates = with_replicates(known, targets, reads, config.replicates)
     try:
         known, strangers, warnings = check_labels(known, targets, reads)

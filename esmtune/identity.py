@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 
 IDENTITY = 0.3  # Rost 1999, https://doi.org/10.1093/protein/12.2.85: below, alignments stop telling who is related
 COVERAGE = 0.8
-SIGNIFICANT = 0.01  # E-value; 0.001 misses one pair in six of ten residues with one exchange, by measurement
+SIGNIFICANT = 0.01  # E-value; 0.001 misses a quarter of pairs of ten residues with one exchange, by measurement
 MOST_HITS = 1000  # a sequence, which the best of are aligned
 LONGEST = 65_000  # residues that MMseqs2 takes
 # Residues of queries times those of targets, and how to search so many. Measured on two cores: docs/LOG.md.

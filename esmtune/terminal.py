@@ -20,6 +20,7 @@ Device = Annotated[Accelerator, Parameter(help="auto takes a CUDA GPU if there i
 Products = Annotated[Precision, Parameter(help="What matrix products are computed in; auto by the device.")]
 Budget = Annotated[int, Parameter(help="Residues per pass at most; changes memory, not results.")]
 
+SHOWN_METRICS = 3  # in bins, which are wide
 messages = Console(stderr=True, highlight=False)
 results = Console(highlight=False)
 app = App(
@@ -89,12 +90,13 @@ def print_bins(bins: list[dict[str, Any]]) -> None:
     """Print scores by identity to the nearest training sequence, or by the number of mutations."""
     if not bins:
         return
-    by = "mutations" if "mutations" in bins[0] else "identity to training"
+    by = "mutations" if "mutations" in bins[0] else "identity to nearest"
     table = Table(box=None, pad_edge=False)
-    for column in (by, "records", *bins[0]["scores"]):
+    metrics = list(bins[0]["scores"])[:SHOWN_METRICS]
+    for column in (by, "records", *metrics):
         table.add_column(column, justify="left" if column == by else "right")
     for found in bins:
-        name = str(found["mutations"]) if by == "mutations" else f"{found['from']:.1f} to {found['to']:.1f}"
-        scores = ("-" if x is None else f"{x:.4f}" for x in found["scores"].values())
-        table.add_row(name, f"{found['records']:,}", *scores)
+        label = str(found["mutations"]) if by == "mutations" else f"{found['from']:.1f} to {found['to']:.1f}"
+        scores = ("-" if x is None else f"{x:.4f}" for x in (found["scores"][name] for name in metrics))
+        table.add_row(label, f"{found['records']:,}", *scores)
     results.print(table)

@@ -72,12 +72,12 @@ def positions(sequence):
 
 
 def crossing(sequences, parts, threshold=0.3):
-    """Pairs in different parts, by easy-search at its most sensitive, whatever the splitter does."""
+    """Pairs in different parts, by easy-search of every pair along every diagonal, whatever the splitter does."""
     with tempfile.TemporaryDirectory() as folder:
         fasta, found = Path(folder, "all.fasta"), Path(folder, "found.tsv")
         fasta.write_text("".join(f">s{n}\n{s}\n" for n, s in enumerate(sequences)))
-        command = [mmseqs(), "easy-search", fasta, fasta, found, Path(folder, "tmp"), "-s", "7.5", "-e", "0.01",
-                   "--max-seqs", "5000", "--alignment-mode", "3", "-v", "0",
+        command = [mmseqs(), "easy-search", fasta, fasta, found, Path(folder, "tmp"), "--prefilter-mode", "1",
+                   "-e", "0.01", "--max-seqs", "5000", "--alignment-mode", "3", "-v", "0",
                    "--format-output", "query,target,fident,qcov,tcov"]  # fmt: skip
         subprocess.run(list(map(str, command)), check=True, capture_output=True)
         with found.open() as file:
@@ -160,7 +160,7 @@ def test_without_mmseqs(monkeypatch):
     monkeypatch.setenv("MMSEQS2_PATH", "/nowhere/mmseqs")
     with pytest.raises(NoMMseqsError, match=r"MMSEQS2_PATH is '/nowhere/mmseqs'"):
         esmtune.split(FAMILIES, method="identity")
-    notices = curate_training(FAMILIES.drop("family"), TrainConfig()).dataset.notices
+    notices = curate_training(FAMILIES.drop("family"), TrainConfig(task={"name": "multiclass"})).dataset.notices
     assert any("The split is random" in text and "Nobody looked for them" in text for text in notices)
     monkeypatch.delenv("MMSEQS2_PATH")
     monkeypatch.setattr(identity.importlib.util, "find_spec", lambda name: None)
@@ -285,15 +285,15 @@ def split_of(frame, **options):
 
 
 def test_left_to_itself_training_splits_families_by_identity_and_says_so():
-    frame = FAMILIES.drop("family")
-    found, parts = split_of(frame, folds=1)
+    frame, options = FAMILIES.drop("family"), {"folds": 1, "task": {"name": "multiclass"}}
+    found, parts = split_of(frame, **options)
     assert found.split["method"] == "identity"
     assert found.split["violations"] == 0
     assert found.split_asked == "identity"
     assert any("have a relative at 30% identity" in text and "--split random" in text for text in found.dataset.notices)
     sequences = list(parts)
     assert crossing(sequences, [parts[s] for s in sequences]) == []
-    asked, _ = split_of(frame, folds=1, split="random")
+    asked, _ = split_of(frame, split="random", **options)
     assert asked.split["method"] == "random"
 
 
@@ -339,13 +339,13 @@ VARIANTS_CONSENSUS = "".join(Counter(column).most_common(1)[0][0] for column in 
 def family_run(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     FAMILIES.drop("family").write_csv(folder / "families.csv")
-    options = {"encoder": str(tiny), "max_steps": 2, "folds": 1}
+    options = {"encoder": str(tiny), "max_steps": 2, "folds": 1, "task": "multiclass"}
     run = esmtune.train(folder / "families.csv", out=folder / "random", split="random", **options)
     return folder, options, run
 
 
 def test_a_run_shows_what_random_hides(family_run):
-    folder, _, run = family_run
+    folder, _, _ = family_run
     metrics = json.loads((folder / "random" / "metrics.json").read_text())
     assert metrics["split"]["method"] == "random"
     bins = metrics["by_identity"]["test"]
@@ -370,7 +370,7 @@ def test_evaluate_shows_it_too(family_run, shell):
     assert found["by_identity"] == run.metrics["by_identity"]["test"]
     assert esmtune.evaluate(run, table)["by_identity"] == found["by_identity"]
     table.write_csv(folder / "test.csv")
-    assert "identity to training" in shell("evaluate", folder / "random", folder / "test.csv").out
+    assert "identity to nearest" in shell("evaluate", folder / "random", folder / "test.csv").out
 
 
 def test_a_split_is_used_again(family_run, shell):
@@ -385,7 +385,7 @@ def test_a_split_is_used_again(family_run, shell):
         [pl.read_csv(folder / "families.csv"), pl.DataFrame({"id": "new", "sequence": "MKTV" * 5, "label": "a"})]
     )
     more.write_csv(folder / "more.csv")
-    answer = shell("train", folder / "more.csv", "--split", file, "--out", folder / "no")
+    answer = shell("train", folder / "more.csv", "--task", "multiclass", "--split", file, "--out", folder / "no")
     assert answer.code == 2
     assert "does not say where 1 of" in answer.err
     assert "(new)" in answer.err
