@@ -14,6 +14,7 @@ from esmtune.splits import deal_groups
 from esmtune.ways import Folded, Parted, Way, by_name, by_number, strata_of, weights_of
 
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)  # that are tried in turn where all sequences are related at the first
+BOTH_WAYS = 1e12  # residues of held-out sequences times those of all
 ENOUGH = 0.5  # of what is asked for, at least, is held out
 
 
@@ -56,9 +57,12 @@ def _check(
         chosen = places[np.sort(order[:few])]
     if not len(chosen):
         return _Checked(pairs=Pairs(first=chosen, second=chosen, identity=chosen.astype(np.float64)), queries=0, of=0)
-    least = 7.5 if own.sum() * total <= 3e12 else 5.7
-    found = search([sequences[p] for p in chosen.tolist()], sequences, coverage=way.coverage, threshold=threshold,
-                   sensitivity=least)  # fmt: skip
+    wanted = {"coverage": way.coverage, "threshold": threshold, "thorough": True}
+    own_sequences = [sequences[p] for p in chosen.tolist()]
+    found = search(own_sequences, sequences, **wanted)
+    if own.sum() * total <= BOTH_WAYS:  # an alignment from the other end can be another one
+        back = search(sequences, own_sequences, **wanted)
+        found = found.with_more(Pairs(first=back.second, second=back.first, identity=back.identity))
     pairs = replace(found, first=chosen[found.first])
     return _Checked(pairs=_crossing(pairs, parts), queries=len(chosen), of=len(places))
 

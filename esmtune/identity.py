@@ -28,9 +28,10 @@ MOST_HITS = 1000  # a sequence, which the best of are aligned
 LONGEST = 65_000  # residues that MMseqs2 takes
 # Residues of queries times those of targets, and how to search so many. Measured on two cores: docs/LOG.md.
 UNGAPPED = 1e10  # every pair along every diagonal: nothing is missed for want of a common k-mer, in peptides above all
-SENSITIVITY = ((1e12, 7.5), (1e13, 5.7), (1e14, 3.0))
+FEW_TARGETS = 6e5  # residues, below which every diagonal costs no more than the most sensitive search by k-mers
+SENSITIVITY = ((1e11, 7.5), (1e12, 5.7), (1e13, 4.0), (1e14, 3.0))
 LINEAR = 1e15  # from here on all against all is out of reach, and clustering takes time linear in the residues
-CHECKED = 3e13  # what a search that checks a split may cost; beyond it checks a sample
+CHECKED = 2e13  # what a search that checks a split may cost; beyond it checks a sample
 
 
 class NoMMseqsError(ValueError):
@@ -114,9 +115,9 @@ def linked(sequences: Sequence[str], *, threshold: float, coverage: float) -> Pa
 
 def search(
     queries: Sequence[str], targets: Sequence[str], *, coverage: float, threshold: float = 0.0,
-    sensitivity: float | None = None,
+    thorough: bool = False,
 ) -> Pairs:  # fmt: skip
-    """Pairs of a query (first) and a target (second) that are related.
+    """Pairs of a query (first) and a target (second) that are related; `thorough` misses least, whatever it costs.
 
     >>> targets = ["GIGAVLKVLTTGLPALISWIKRKRQQ", "MKTVRQERLKSIVRALERSKEPVS"]
     >>> pairs = search(["MKTVRQERLKSIVRILERSKEPVS"], targets, coverage=0.8)
@@ -127,16 +128,17 @@ def search(
         NoMMseqsError: if MMseqs2 is not here.
     """
     work = _residues(queries) * _residues(targets)
-    sensitivity = sensitivity or next((s for most, s in SENSITIVITY if work <= most), 1.0)
+    sensitivity = 7.5 if thorough else next((s for most, s in SENSITIVITY if work <= most), 1.0)
+    least = 15 if thorough or sensitivity == 7.5 else 30  # of an alignment without gaps: most chance hits have less
     with _workplace() as folder:
         query = _database(queries, folder / "queries")
         target = query if targets is queries else _database(targets, folder / "targets")
         hits, aligned, text = folder / "hits", folder / "aligned", folder / "pairs.tsv"
-        if work <= UNGAPPED:
+        if work <= UNGAPPED or (thorough and _residues(targets) <= FEW_TARGETS):
             _call("ungappedprefilter", query, target, hits, "--max-seqs", MOST_HITS)
         else:
             _call("prefilter", query, target, hits, "-s", sensitivity, "--max-seqs", MOST_HITS,
-                  "--min-ungapped-score", 30)  # fmt: skip
+                  "--min-ungapped-score", least)  # fmt: skip
         _call("align", query, target, hits, aligned, "--alignment-mode", 3, "-e", SIGNIFICANT,
               "--min-seq-id", threshold)  # fmt: skip
         columns = ["first", "second", "identity", "of_query", "of_target"]

@@ -127,6 +127,7 @@ def test_a_wrong_part_or_option_is_named_and_nothing_is_written(table, tiny, tmp
 def test_a_run_has_all_its_files(run, table, tiny):
     assert sorted(p.name for p in run.iterdir()) == [
         "environment.json", "history.jsonl", "last", "metrics.json", "predictions.csv", "predictor", "run.toml",
+        "split.csv", "training.fasta.gz",
     ]  # fmt: skip
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["records"] == {"train": 8, "valid": 1, "test": 1}
