@@ -53,9 +53,11 @@ def evaluate(
     tokens_per_batch: int = TOKENS_PER_BATCH,
     watch: Watcher = silent,
 ) -> dict[str, Any]:
-    """Score a predictor on labeled rows, beside the mean or majority of its training labels.
+    """Score a predictor on labeled rows, beside baselines that learned from its training rows.
 
-    `subset` takes the rows of one split. Returns `scores`, `baseline` and the number of `records`.
+    These are the mean or majority, and all others where `run` is a run whose data lie where they lay; the one on
+    embeddings where a cache has those of the training rows. `subset` takes the rows of one split. Returns `scores`,
+    `baselines`, the number of `records`, and with ten sequences or more `intervals`, `baseline_intervals` and `gain`.
 
     Raises:
         BadRowsError: for rows that cannot be used, unless `skip_bad_rows`.
@@ -90,8 +92,10 @@ def evaluate(
         "encoder": predictor.spec.encoder.name,
         "records": len(dataset.records),
         "scores": task.scores(outputs, labels),
-        "baseline": task.scores(task.baseline(len(labels)), labels),
     }
+    from esmtune.standards import judged
+
+    result |= judged(run.path if isinstance(run, Run) else run, predictor, dataset, labels, outputs, watch)
     if out is not None:
         write_json(result, Path(out))
     return result

@@ -25,6 +25,7 @@ from esmtune.terminal import (
     Skip,
     app,
     messages,
+    print_comparison,
     print_scores,
     results,
 )  # fmt: skip
@@ -114,12 +115,7 @@ def train(
         done = esmtune.train(data, out=folder, overwrite=overwrite, resume=resume, watch=bars, **options)
     for split in ("valid", "test"):
         if split in done.metrics:
-            print_scores(
-                f"{split}: {done.metrics['records'][split]:,} records",
-                done.metrics[split],
-                done.metrics["baselines"][split],
-                done.metrics.get(f"{split}_sd"),
-            )
+            print_comparison(f"{split}: {done.metrics['records'][split]:,} records", done.metrics, split)
     results.print(f"Run: {folder}", soft_wrap=True)
     if done.diverged:
         sys.exit(DIVERGED)
@@ -146,14 +142,16 @@ def evaluate(
     precision: Products = "auto",
     tokens_per_batch: Budget = TOKENS_PER_BATCH,
 ) -> None:
-    """Score a predictor on labeled rows, beside a baseline."""
+    """Score a predictor on labeled rows, beside baselines."""
     with Bars() as bars:
         result = esmtune.evaluate(
             run, data, out=out, overwrite=overwrite, target=target, sequence=sequence, id=id, split=split,
             mask=mask, subset=subset, skip_bad_rows=skip_bad_rows, encoder=encoder, accelerator=accelerator,
             precision=precision, tokens_per_batch=tokens_per_batch, watch=bars,
         )  # fmt: skip
-    print_scores(f"{result['records']:,} records", result["scores"], result["baseline"])
+    print_scores(f"{result['records']:,} records", result["scores"], result["baselines"], result.get("intervals"))
+    if "gain" in result:
+        results.print(result["gain"]["text"], markup=False)
 
 
 @app.command

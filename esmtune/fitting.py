@@ -81,7 +81,7 @@ def train(
         if logs:
             hear(Notice(f"Logs, until they move to {path}: {logs}"))
         trained = train_members(config, curated.dataset, curated.folds, journal, hear, logs)
-        run = _run_of(trained, curated, config, tuple(notices), path)
+        run = _run_of(trained, curated, config, notices, path, hear)
         if path is not None and trained.is_main:
             write_run(run, path, data, curated.dataset, logs=logs, seconds=time.time() - started)
             journal.close()
@@ -104,20 +104,21 @@ def _identity(config: TrainConfig, curated: Curated) -> dict[str, Any]:
 
 
 def _run_of(
-    trained: "Trained", curated: Curated, config: TrainConfig, notices: tuple[str, ...], path: Path | None
+    trained: "Trained", curated: Curated, config: TrainConfig, notices: list[str], path: Path | None, watch: Watcher
 ) -> Run:
     several = len(trained.members) > 1
+    metrics = metrics_of(trained, curated.dataset, config, watch)  # which may say something
     return Run(
         predictor=trained.predictor,
         last=trained.last,
-        metrics=metrics_of(trained, curated.dataset, config),
+        metrics=metrics,
         history=[
             {"member": member.name} | entry if several else entry
             for member, fitted in zip(trained.members, trained.fitted, strict=True)
             for entry in fitted.history
         ],
         predictions=predictions_of(trained, curated.dataset),
-        notices=notices,
+        notices=tuple(notices),
         config=resolved(trained.config, curated, trained.predictor.spec),
         path=path,
     )

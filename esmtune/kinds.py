@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from esmtune.metrics import Scores
 from esmtune.records import Label
 from esmtune.registry import Registry, keyword_only
+from esmtune.resamples import Counts, Resampled
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,15 @@ class Task(ABC):
     @abstractmethod
     def scores(self, outputs: Float[Tensor, "points outputs"], labels: Sequence[Label]) -> Scores:
         """Every metric of the task, over points with a known label, none of which weighs more than another."""
+
+    def resampled(self, outputs: Float[Tensor, "points outputs"], labels: Sequence[Label], counts: Counts) -> Resampled:
+        """The scores of many resamples, in each of which a point is drawn so many times; NaN where one is undefined."""
+        found: list[Scores] = []
+        for column in counts.T:
+            places = np.repeat(np.arange(len(labels)), column.astype(np.int64))
+            found.append(self.scores(outputs[torch.from_numpy(places)], [labels[i] for i in places]))
+        names = list(found[0]) if found else []
+        return {name: np.array([scores[name] for scores in found], dtype=np.float64) for name in names}
 
     @abstractmethod
     def baseline(self, count: int) -> Float[Tensor, "points outputs"]:

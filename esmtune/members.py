@@ -25,7 +25,7 @@ from esmtune.masking import Masking, guessed
 from esmtune.metrics import LOWER_IS_BETTER, Scores
 from esmtune.predictor import Predictor
 from esmtune.processes import launched
-from esmtune.records import Dataset
+from esmtune.records import Dataset, Label
 from esmtune.splits import folds_of
 from esmtune.standing import Fitted
 from esmtune.tasks import MLM, Task, task
@@ -58,6 +58,8 @@ class Trained:
     task: Task
     by_fold: bool  # whether each training record was held out by one member, which validates it
     is_main: bool  # whether this process is the one that writes files
+    origin: Origin  # the encoder as it was before
+    kept: Kept  # what it made of sequences, if it was frozen and this process did it
 
 
 def members_of(config: TrainConfig, data: Dataset, folds: int) -> list[Member]:
@@ -96,7 +98,8 @@ def train_members(
             raise ValueError("the loss compares the sequences of a step, but --global-batch-size is 1: take 2 or more.")
         torch.manual_seed(config.seed)
         compose(members[0].config, members[0].data, origin, fitted_task, watch)  # says what is wrong, and what is new
-        work = partial(_train, members=members, origin=origin, fitted_task=fitted_task, journal=journal)
+        features: Kept = {}
+        work = partial(_train, members=members, origin=origin, fitted_task=fitted_task, journal=journal, kept=features)
         entries, is_main = launched(config, work, watch, log_folder)
         fitted = [Fitted.of(entry) for entry in entries]
         predictors = [
@@ -124,16 +127,18 @@ def train_members(
         task=common,
         by_fold=folds > 1,
         is_main=is_main,
+        origin=origin,
+        kept=features,
     )
 
 
 def _train(
-    fabric: Fabric, *, members: Sequence[Member], origin: Origin, fitted_task: Task, journal: Journal, watch: Watcher
-) -> list[Entry]:
+    fabric: Fabric, *, members: Sequence[Member], origin: Origin, fitted_task: Task, journal: Journal, watch: Watcher,
+    kept: Kept,
+) -> list[Entry]:  # fmt: skip
     """Train the members one after the other, in this process among others."""
     if fabric.world_size > 1:
         origin = copy.deepcopy(origin)  # what comes to a process lies in memory that all share
-    kept: Kept = {}
     entries = []
     with torch.random.fork_rng(devices=[]), asked_to_stop() as stop:
         for number, member in enumerate(members, start=1):
@@ -256,9 +261,13 @@ def summary(trained: Trained) -> dict[str, Any]:
 
 def scores_of(task: Task, outputs: Tensor, data: Dataset, split: str) -> Scores:
     """The scores of the labeled points of a split; none where it has none."""
-    records = data.of(None)
-    chosen = [r.split == split for r in records for _ in r.labels]
-    masks = Masking(selected=task.masked) if isinstance(task, MLM) else None
-    shown = guessed([label for r in records for label in r.labels], [r.sequence for r in records], masks)
-    labels = [label for label, is_in in zip(shown, chosen, strict=True) if is_in]
+    chosen = [r.split == split for r in data.of(None) for _ in r.labels]
+    labels = [label for label, is_in in zip(shown_labels(task, data), chosen, strict=True) if is_in]
     return task.scores(outputs[torch.tensor(chosen)], labels) if labels else {}
+
+
+def shown_labels(task: Task, data: Dataset) -> list[Label]:
+    """The labels of all labeled records, of which a language model is judged by those that it must guess alone."""
+    records = data.of(None)
+    masks = Masking(selected=task.masked) if isinstance(task, MLM) else None
+    return guessed([label for r in records for label in r.labels], [r.sequence for r in records], masks)

@@ -15,6 +15,7 @@ from esmtune.losses import check_errors, check_loss, ranking
 from esmtune.losses import loss as losses
 from esmtune.metrics import Scores, regression_scores
 from esmtune.records import Censored, Label
+from esmtune.resamples import Counts, Resampled, regression_resampled
 
 
 @task("regression")
@@ -122,6 +123,15 @@ class Regression(Task):
         predictions = np.array(self.predict(outputs), dtype=np.float64)[is_exact]
         scores = regression_scores(values[is_exact], predictions)
         return scores if self.has_unit else scores | dict.fromkeys(("r2", "rmse", "mae"))
+
+    def resampled(self, outputs: Float[Tensor, "points 1"], labels: Sequence[Label], counts: Counts) -> Resampled:
+        """The same of resamples."""
+        values, sides = _values(labels)
+        is_exact = sides == 0
+        predictions = np.array(self.predict(outputs), dtype=np.float64)[is_exact]
+        found = regression_resampled(values[is_exact], predictions, counts[is_exact])
+        unknown = np.full(counts.shape[1], np.nan)
+        return found if self.has_unit else found | dict.fromkeys(("r2", "rmse", "mae"), unknown)
 
     def baseline(self, count: int) -> Float[Tensor, "points 1"]:
         """The mean of the training labels."""

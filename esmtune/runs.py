@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from esmtune.config import Part, TrainConfig
+from esmtune.config import TrainConfig
 from esmtune.curation import Curated
+from esmtune.events import Watcher, silent
 from esmtune.labels import written
 from esmtune.records import Dataset, Label, Target
 from esmtune.writers import whole_folder, write_json, write_table
@@ -91,10 +92,11 @@ def _dtype(target: Target, reads: str) -> Any:
     return pl.String
 
 
-def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
-    """Scores of validation and test records, beside what knows nothing but the training labels."""
+def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig, watch: Watcher = silent) -> dict[str, Any]:
+    """Scores of validation and test records, beside what can be said without fine-tuning."""
     from esmtune.composition import fit_task
     from esmtune.members import scores_of, summary
+    from esmtune.standards import beside_baselines, without_loss
 
     task, spec = trained.task, trained.predictor.spec
     first = trained.fitted[0]
@@ -109,7 +111,6 @@ def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig) -> dic
             "valid": len(dataset.of("train" if trained.by_fold else "valid")),
             "test": len(dataset.of("test")),
         },
-        "baselines": {},
     }
     if len(trained.members) == 1:
         metrics["best"] = {key: value for key, value in first.best.items() if key in ("step", "epoch", "metric")}
@@ -117,23 +118,15 @@ def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig) -> dic
     if diverged:
         metrics["diverged"] = diverged
     # Of this run's training labels: a task that went on from a saved predictor is in the unit of that one's.
-    ignorant = fit_task(dataset, _without_loss(config.task))
-    count = len(trained.outputs)
+    ignorant = fit_task(dataset, without_loss(config.task))
     # With folds every training record was held out once, and what its own member said of it is its validation.
     for split in ("valid", "test"):
-        asked = "train" if trained.by_fold and split == "valid" else split
-        scores = scores_of(task, trained.outputs, dataset, asked)
-        if scores:
-            metrics[split] = scores
-            metrics["baselines"][split] = scores_of(ignorant, ignorant.baseline(count), dataset, asked)
+        scores = scores_of(task, trained.outputs, dataset, "train" if trained.by_fold and split == "valid" else split)
+        metrics |= {split: scores} if scores else {}
+    metrics |= beside_baselines(trained, ignorant, dataset, watch)
     if len(trained.members) > 1:
         metrics |= summary(trained)
     return metrics
-
-
-def _without_loss(asked: Part | None) -> Part | None:
-    """Options of a task without those that say how it is trained, which the baseline is not."""
-    return None if asked is None else {k: v for k, v in asked.items() if k in ("name", "order", "masked")}
 
 
 def predictions_of(trained: "Trained", dataset: Dataset) -> pl.DataFrame:
