@@ -256,7 +256,7 @@ def _neighbors(task: Task, train: Points, asked: Points, means: Means, watch: Wa
 
 
 def _averages(
-    task: Task, labels: Sequence[Label], groups: Sequence[Int[np.ndarray, "members"]], weights: np.ndarray
+    task: Task, labels: Sequence[Label], groups: Sequence[Int[np.ndarray, "_"]], weights: np.ndarray
 ) -> Tensor | None:
     """Outputs that say of each group of points what its labels are on average; what is not known of one, as of all.
 

@@ -14,13 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esmtune.kinds import Task
+from esmtune.metrics import Scores
 from esmtune.records import Label
 from esmtune.resamples import Resampled
 
 RESAMPLES = 1000
 FEWEST = 100  # resamples, where there are very many points
 WORK = 4e8  # resampled points, of all that is compared together, which take about ten seconds
-CELLS = 8_000_000  # points times resamples at a time
+CELLS = 2_000_000  # points times resamples at a time
 LEVEL = 0.95
 LEAST = 10  # sequences, below which an interval would say more than is known
 
@@ -42,9 +43,10 @@ class Bootstrap:
         """The interval of a difference, resample by resample."""
         return interval_of(self.metrics[name][metric] - self.metrics[other][metric])
 
-    def undefined(self, name: str) -> dict[str, int]:
-        """How many resamples do not define a metric, of those that all do not."""
-        lost = {metric: int(np.isnan(values).sum()) for metric, values in self.metrics[name].items()}
+    def undefined(self, name: str, scores: Scores) -> dict[str, int]:
+        """How many resamples do not define a metric that all points together do."""
+        defined = (metric for metric, value in scores.items() if value is not None)
+        lost = {metric: int(np.isnan(self.metrics[name][metric]).sum()) for metric in defined}
         return {metric: count for metric, count in lost.items() if count}
 
 

@@ -70,7 +70,9 @@ def comparison(sides: Sequence[Side], metric: str, *, seed: int = 0) -> dict[str
             name: _intervals(sampled, name, {m: x for m, x in own.items() if x is not None})
             for name, own in scores.items()
         }
-        undefined = {name: lost for name in sampled.metrics if (lost := sampled.undefined(name))}
+        undefined = {name: sampled.undefined(name, own) for name, own in scores.items()}
+        undefined[PREDICTOR] = sampled.undefined(PREDICTOR, side.task.scores(side.outputs, side.labels))
+        undefined = {name: lost for name, lost in undefined.items() if lost}
         found["bootstrap"][side.split] = {"resamples": sampled.resamples, "seed": seed, "undefined": undefined}
     last = next((side for split in ("test", "valid", "") for side in sides if side.split == split), None)
     best = _best(found["baselines"], last.split, metric) if last else None

@@ -14,7 +14,7 @@ WORDS = (3, 4, 5, 6)  # residues of a word; the first that WORK allows
 
 def nearest(
     sequences: Sequence[str], known: Sequence[str]
-) -> tuple[list[Int[np.ndarray, "neighbors"]], Float[np.ndarray, "sequences"]]:
+) -> tuple[list[Int[np.ndarray, "_"]], Float[np.ndarray, "sequences"]]:
     """The places of the known sequences that are nearest to each sequence, ties included, and how identical they are.
 
     Identity is the share of equal residues where all have one length (Hamming 1950,
@@ -32,7 +32,7 @@ def nearest(
 
 def _by_position(
     sequences: Sequence[str], known: Sequence[str]
-) -> tuple[list[Int[np.ndarray, "neighbors"]], Float[np.ndarray, "sequences"]]:
+) -> tuple[list[Int[np.ndarray, "_"]], Float[np.ndarray, "sequences"]]:
     size = len(known[0])
     asked, there = (
         np.frombuffer("".join(rows).encode("latin-1"), np.uint8).reshape(-1, size) for rows in (sequences, known)
@@ -44,7 +44,7 @@ def _by_position(
     ones = np.eye(len(symbols), dtype=np.float32)
     flat = ones[place[there[:, varying]]].reshape(len(there), -1)
     same = size - int(varying.sum())
-    found: list[Int[np.ndarray, "neighbors"]] = []
+    found: list[Int[np.ndarray, "_"]] = []
     identity = np.empty(len(asked))
     step = max(1, CHUNK // max(len(there), flat.shape[1], 1))
     for start in range(0, len(asked), step):
@@ -58,11 +58,11 @@ def _by_position(
 
 def _by_words(
     sequences: Sequence[str], known: Sequence[str]
-) -> tuple[list[Int[np.ndarray, "neighbors"]], Float[np.ndarray, "sequences"]]:
+) -> tuple[list[Int[np.ndarray, "_"]], Float[np.ndarray, "sequences"]]:
     from rapidfuzz.distance import Levenshtein
 
     asked, there = _words(sequences, known)
-    found: list[Int[np.ndarray, "neighbors"]] = []
+    found: list[Int[np.ndarray, "_"]] = []
     identity = np.zeros(len(sequences))
     sizes = np.sqrt(np.maximum(1, np.asarray(there.sum(1)).ravel()))
     step = max(1, CHUNK // max(1, len(known)))
