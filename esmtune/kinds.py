@@ -78,7 +78,7 @@ class Task(ABC):
         found: list[Scores] = []
         for column in counts.T:
             places = np.repeat(np.arange(len(labels)), column.astype(np.int64))
-            found.append(self.scores(outputs[torch.from_numpy(places)], [labels[i] for i in places]))
+            found.append(self.scores(outputs[torch.from_numpy(places)], [labels[i] for i in places.tolist()]))
         names = list(found[0]) if found else []
         return {name: np.array([scores[name] for scores in found], dtype=np.float64) for name in names}
 

@@ -57,7 +57,7 @@ def classification_resampled(
             "balanced_accuracy": np.where(varies, _mean_of(right / truth, truth > 0), np.nan),
             "mcc": np.where(varies, mcc, np.nan),
             "f1": _mean_of(2 * right / (truth + said), truth + said > 0),
-        } | _areas(labels, probabilities, counts, (truth > 0).all(0))
+        } | _areas(labels, probabilities, counts, truth.min(0) > 0)
 
 
 def _areas(
