@@ -1,6 +1,7 @@
 """Evaluate, predict, embed, merge, load: what is done with what was trained."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -113,6 +114,8 @@ def predict(
     overwrite: bool = False,
     sequence: str | None = None,
     probabilities: bool = False,
+    interval: float | None = None,
+    conditional: bool = False,
     encoder: str | None = None,
     verify: bool = False,
     accelerator: Accelerator = "auto",
@@ -124,7 +127,9 @@ def predict(
 
     Predictions come in the form of the labels that were learned. Several targets have a `prediction_TARGET`
     each; an ensemble adds `spread`, the standard deviation of what its members say. Of residues,
-    probabilities and spreads are many numbers, and are there with `probabilities` only. A row that cannot
+    probabilities and spreads are many numbers, and are there with `probabilities` only. `interval`, such as 0.9,
+    adds `lower` and `upper`, between which that share of the truth lies, or of classes a `set` that holds it;
+    `conditional` does so for each class by itself. A row that cannot
     be predicted keeps its place, with an empty prediction and the reason under `problem`.
 
     Raises:
@@ -140,6 +145,19 @@ def predict(
     members = len(getattr(predictor, "members", [predictor]))
     example = task.baseline(1).expand(members, 1, -1)
     names = readings(task, targets, example, [1], details=details).columns
+    if interval is not None:
+        from esmtune.reliability import bound_columns, check_level
+
+        for text in check_level(task, targets, predictor.calibration, interval, conditional=conditional):
+            watch(Notice(text))
+        add_bounds = partial(
+            bound_columns, task, targets, predictor.calibration, level=interval, conditional=conditional
+        )
+        names = [*names, *add_bounds(example, [1]).columns]
+    elif conditional:
+        raise ValueError("conditional is of intervals: say which, interval=0.9.")
+    else:
+        add_bounds = None
     clash = [name for name in (*names, "problem") if name in table.frame.columns]
     if clash:
         raise ValueError(f"{table.source} has a column {clash[0]!r} already, which predict would add. Rename it.")
@@ -160,7 +178,10 @@ def predict(
             problems[row_of[record.where]] = "the network gave no finite number"
             del place[row_of[record.where]]
     places = pl.Series([place.get(row) for row in range(table.frame.height)], dtype=pl.Int64)
-    found = readings(task, targets, answers, counts, details=details).select(pl.all().gather(places))
+    found = readings(task, targets, answers, counts, details=details)
+    if add_bounds is not None:
+        found = found.hstack(add_bounds(answers, counts))
+    found = found.select(pl.all().gather(places))
     frame = table.frame.hstack(found).with_columns(pl.Series("problem", problems, dtype=pl.String))
     bad = sum(problem is not None for problem in problems)
     if bad:

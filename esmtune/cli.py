@@ -137,9 +137,11 @@ def evaluate(
     ] = None,
     sequence: Sequence = None,
     id: Identifier = None,
-    split: Annotated[str | None, Parameter(help="The column that says train, valid or test.")] = None,
+    split: Annotated[str | None, Parameter(help="The column that says train, valid, calibration or test.")] = None,
     mask: Annotated[str | None, Parameter(help="The column that says which residues count.")] = None,
-    subset: Annotated[Literal["train", "valid", "test"] | None, Parameter(help="Only the rows of this split.")] = None,
+    subset: Annotated[
+        Literal["train", "valid", "calibration", "test"] | None, Parameter(help="Only the rows of this split.")
+    ] = None,
     skip_bad_rows: Skip = False,
     encoder: Encoder = None,
     accelerator: Device = "auto",
@@ -167,6 +169,10 @@ def predict(
     overwrite: Overwrite = False,
     sequence: Sequence = None,
     probabilities: Annotated[bool, Parameter(help="Of residues too, probabilities and spreads.")] = False,
+    interval: Annotated[
+        float | None, Parameter(help="Also lower and upper, or a set of classes, that hold this share of the truth.")
+    ] = None,
+    conditional: Annotated[bool, Parameter(help="--interval for each class by itself.", negative="")] = False,
     encoder: Encoder = None,
     verify: Annotated[bool, Parameter(help="First recompute three outputs saved with the predictor.")] = False,
     accelerator: Device = "auto",
@@ -177,8 +183,8 @@ def predict(
     with Bars() as bars:
         frame = esmtune.predict(
             run, data, out=out, overwrite=overwrite, sequence=sequence, probabilities=probabilities,
-            encoder=encoder, verify=verify, accelerator=accelerator, precision=precision,
-            tokens_per_batch=tokens_per_batch, watch=bars,
+            interval=interval, conditional=conditional, encoder=encoder, verify=verify, accelerator=accelerator,
+            precision=precision, tokens_per_batch=tokens_per_batch, watch=bars,
         )  # fmt: skip
     if out is None:
         from esmtune.writers import flat

@@ -9,6 +9,7 @@ import torch
 
 from esmtune.config import DEFAULT_ENCODER, DEFAULT_HEAD, DEFAULT_TUNING, LAYERS, Part, TrainConfig
 from esmtune.devices import choose_device, choose_precision
+from esmtune.distributions import distribution
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, LMHead
 from esmtune.events import Notice, Watcher, silent
@@ -90,7 +91,7 @@ def fit_task(data: Dataset, asked: Part | None, labels: Sequence[Label] | None =
 def _takes(kind: str, option: str, value: Any) -> bool:
     """Whether a task has an option; a loss must be one for its kind of labels."""
     if option == "loss" and option in task.options(kind):
-        return value in ((*loss, *ranking) if task[kind].reads == "number" else class_loss)
+        return value in ((*loss, *ranking, *distribution) if task[kind].reads == "number" else class_loss)
     return option in task.options(kind)
 
 

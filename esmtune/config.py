@@ -43,7 +43,8 @@ class TrainConfig:
     id: str | None = None
     """The column with a name for each row; found by its usual names (id, entry, ...) when not given."""
     split: str | None = None
-    """The column that says train, valid or test; found by its usual names (split, set, ...) when not given."""
+    """The column that says train, valid, calibration or test; found by its usual names (split, set, ...) when not
+    given."""
     weight: str | None = None
     """A column that says how much each row counts in the loss."""
     mask: str | None = None
@@ -60,6 +61,9 @@ class TrainConfig:
     """The share of the rows that is set aside for validation where the data do not say which."""
     test_fraction: float = 0.1
     """The share of the rows that is set aside for the final test where the data do not say which."""
+    calibration_fraction: float | None = None
+    """The share of the validation rows that is kept from the choice of weights, for intervals and sets; 0 is none.
+    [default: half, where 20 sequences or more stay on either side]"""
     skip_bad_rows: bool = False
     """Leave out rows that cannot be used, and list them, instead of refusing the file."""
     max_length: int | None = None
@@ -169,6 +173,10 @@ class TrainConfig:
         for name in ("valid_fraction", "test_fraction", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a share from 0 to below 1.")
+        if not 0 <= (self.calibration_fraction or 0.0) < 1:
+            raise ValueError(
+                f"calibration_fraction is {self.calibration_fraction}, expected a share from 0 to below 1."
+            )
         if self.init_skip and not self.init:
             raise ValueError("init_skip leaves out weights of init, but no init is given.")
 

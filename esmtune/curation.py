@@ -10,12 +10,16 @@ from esmtune.config import TrainConfig
 from esmtune.datasets import Columns, find_columns, read_rows
 from esmtune.inference import Told, infer_targets
 from esmtune.labels import READS, Reads
-from esmtune.partition import folds_for, missing_splits, with_splits
+from esmtune.partition import folds_for, missing_splits, with_calibration, with_splits
 from esmtune.readers import read
 from esmtune.records import BadRowsError, Dataset, Form, Problem, Row, Split, Table, Target
 from esmtune.replicates import weighted, with_replicates
 from esmtune.targets import Column, Known, check_labels, is_per_residue, names_of, read_labels, strange, with_labels
 
+CALIBRATION = (
+    "Calibration: {:,} of {:,} validation rows choose no weights, so that intervals can be told from them "
+    "(--calibration-fraction 0 leaves them in)."
+)
 LANGUAGE = (Target(name="sequence", kind="mlm", form="letters"),)
 
 
@@ -55,6 +59,10 @@ def curate_training(data: Any, config: TrainConfig) -> Curated:
     folds = folds_for(config, kind, missing, known)
     stratify = len(targets) == 1 and targets[0].form == "one" and reads[targets[0].kind] == "name"
     known, split = with_splits(known, config, stratify=stratify, missing=missing, folds=folds)
+    if folds == 1 and any(reads[target.kind] != "names" and target.kind != "mlm" for target in targets):
+        given = any(r.split == "calibration" for r in known)
+        known, kept, of = with_calibration(known, config, seed=config.seed, given=given)
+        split += [CALIBRATION.format(kept, of)] if kept else []
     known, replicates = with_replicates(known, targets, reads, config.replicates)
     try:
         known, strangers, warnings = check_labels(known, targets, reads)

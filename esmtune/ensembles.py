@@ -12,7 +12,7 @@ from torch import Tensor
 
 from esmtune.config import TOKENS_PER_BATCH, Precision
 from esmtune.events import Watcher, silent
-from esmtune.folders import FORMAT_VERSION, predictor_folder, read_predictor_json
+from esmtune.folders import FORMAT_VERSION, calibrations, predictor_folder, read_predictor_json
 from esmtune.predicting import Predicting
 from esmtune.predictor import Predictor, answers_of
 from esmtune.records import Level
@@ -88,7 +88,11 @@ class Ensemble(Predicting):
             names = [f"members/{number}" for number in range(len(self.members))]
             for name, member in zip(names, self.members, strict=True):
                 member.save(temporary / name, self_contained=self_contained)
-            content = {"format_version": FORMAT_VERSION, "members": names}
+            content = {
+                "format_version": FORMAT_VERSION,
+                "members": names,
+                "calibration": [found.spec() for found in self.calibration],
+            }
             (temporary / "predictor.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -109,6 +113,10 @@ def load_predictor(
         raise ValueError(f"{folder / 'predictor.json'} is damaged: its members are {content['members']!r}.")
     members = [Predictor.load(folder / "members" / str(n), encoder=encoder, verify=verify) for n in numbers]
     ensemble = Ensemble(members)
+    try:
+        ensemble.calibration = calibrations(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'predictor.json'} is damaged ({type(error).__name__}: {error}).") from None
     first = members[0]
     for member in members[1:]:
         if not first.moved and not member.moved and not (first.is_adapted or member.is_adapted):

@@ -106,11 +106,15 @@ def _identity(config: TrainConfig, curated: Curated) -> dict[str, Any]:
 def _run_of(
     trained: "Trained", curated: Curated, config: TrainConfig, notices: tuple[str, ...], path: Path | None
 ) -> Run:
+    from esmtune.reliability import calibrated, reliability
+
     several = len(trained.members) > 1
+    trained.predictor.calibration = calibrated(trained, curated.dataset, config.seed)
     return Run(
         predictor=trained.predictor,
         last=trained.last,
-        metrics=metrics_of(trained, curated.dataset, config),
+        metrics=metrics_of(trained, curated.dataset, config)
+        | reliability(trained, curated.dataset, trained.predictor.calibration),
         history=[
             {"member": member.name} | entry if several else entry
             for member, fitted in zip(trained.members, trained.fitted, strict=True)

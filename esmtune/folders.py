@@ -14,7 +14,9 @@ from torch import Tensor
 from esmtune.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
 from esmtune.adapter_files import save_adapter
 from esmtune.adapters import is_adapted
+from esmtune.calibration import Calibration
 from esmtune.checkpoints import file_digest, read_safetensors
+from esmtune.distributions import distribution
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, ESM2Config
 from esmtune.heads import head
@@ -49,8 +51,9 @@ def predictor_folder(path: str | os.PathLike[str]) -> Path | None:
 
 
 def write_predictor(
-    folder: Path, spec: Spec, fitted: Task, encoder: ESM2, weights: dict[str, Tensor], golden: Sequence[Tensor]
-) -> None:
+    folder: Path, spec: Spec, fitted: Task, encoder: ESM2, weights: dict[str, Tensor], golden: Sequence[Tensor],
+    calibration: Sequence[Calibration],
+) -> None:  # fmt: skip
     """Write a predictor, whole or not at all: its weights, those of adapters apart, what it is, and golden outputs.
 
     Raises:
@@ -74,6 +77,7 @@ def write_predictor(
             "encoder": {k: v for k, v in source.items() if k != "left_out"},
             "weights": digests,
             "needs": needed_modules(spec, fitted),
+            "calibration": [found.spec() for found in calibration],
             "golden": [{"sequence": s, "outputs": _listed(o)} for s, o in zip(GOLDEN, golden, strict=True)],
         }
         del content["shape"]
@@ -128,7 +132,7 @@ def needed_modules(spec: Spec, fitted: Task) -> list[str]:
     parts: list[Any] = [head[spec.head["name"]], tuning[spec.tuning["name"]]]
     for _, part, _ in fitted.parts():
         name = getattr(part, "loss_name", "")
-        parts += [type(part), *(door[name] for door in (loss, class_loss, ranking) if name in door)]
+        parts += [type(part), *(door[name] for door in (loss, class_loss, ranking, distribution) if name in door)]
     modules = {part.__module__ for part in parts}
     return sorted(module for module in modules if not module.startswith("esmtune."))
 
@@ -147,6 +151,11 @@ def check_needs(content: Mapping[str, Any], folder: Path) -> None:
             f"{folder} has parts that are defined in {name!r}, which is not imported. Import it first, in the shell by "
             f"--import {name}; that runs its code, so know whose it is."
         )
+
+
+def calibrations(content: Mapping[str, Any]) -> tuple[Calibration, ...]:
+    """What a predictor knows of its errors; nothing, if it is of an earlier release."""
+    return tuple(Calibration.loaded(found) for found in content.get("calibration", ()))
 
 
 def parsed(content: dict[str, Any]) -> tuple[Spec, dict[str, str], list[Mapping[str, Any]]]:

@@ -23,6 +23,7 @@ from esmtune.features import Kept
 from esmtune.journal import Entry, Journal, asked_to_stop
 from esmtune.masking import Masking, guessed
 from esmtune.metrics import LOWER_IS_BETTER, Scores
+from esmtune.partition import with_calibration
 from esmtune.predictor import Predictor
 from esmtune.processes import launched
 from esmtune.records import Dataset
@@ -71,7 +72,11 @@ def members_of(config: TrainConfig, data: Dataset, folds: int) -> list[Member]:
     members = []
     for number in range(folds):
         split = {place: "valid" if found == number else "train" for place, found in fold.items()}
-        records = tuple(replace(r, split=split[p]) if p in split else r for p, r in enumerate(data.records))
+        records = [replace(r, split=split[p]) if p in split else r for p, r in enumerate(data.records)]
+        given = any(r.split == "calibration" for r in records) or all(
+            task[t.kind].reads == "names" or t.kind == "mlm" for t in data.targets
+        )
+        records = tuple(with_calibration(records, config, seed=config.seed + number, given=given)[0])
         members.append(Member(name=f"fold-{number}", config=config, data=replace(data, records=records)))
     return members
 
@@ -203,7 +208,7 @@ def _out_of_fold(members: Sequence[Member], answers: Tensor, outputs: Tensor) ->
     """For each point the answer of the member that did not learn from it; for test points that of all."""
     outputs = outputs.clone()
     for number, member in enumerate(members):
-        held_out = [r.split == "valid" for r in member.data.of(None) for _ in r.labels]
+        held_out = [r.split in ("valid", "calibration") for r in member.data.of(None) for _ in r.labels]
         outputs[torch.tensor(held_out)] = answers[number][torch.tensor(held_out)]
     return outputs
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esmtune.alphabet import clean
+from esmtune.calibration import Calibration
 from esmtune.config import TOKENS_PER_BATCH, Precision
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2Config
@@ -41,6 +42,7 @@ class Predicting(ABC):
     spec: Spec
     task: Task
     precision: Precision  # of the encoder's matrix products
+    calibration: tuple[Calibration, ...] = ()  # of each target that has any
     masks: Masking | None  # what a language model does not see of what it learns from; None for every other task
 
     @property

@@ -29,6 +29,7 @@ from esmtune.folders import (
     GOLDEN,
     GOLDEN_TOLERANCE,
     WEIGHTS,
+    calibrations,
     check_digest,
     check_needs,
     parsed,
@@ -147,7 +148,9 @@ class Predictor(nn.Module, Predicting):
         What the encoder shares with `spec.encoder` is not written, unless `self_contained`.
         """
         outputs = self._golden(GOLDEN).split(self.points(GOLDEN))
-        write_predictor(Path(folder), self.spec, self.task, self.encoder, self._weights(self_contained), outputs)
+        write_predictor(
+            Path(folder), self.spec, self.task, self.encoder, self._weights(self_contained), outputs, self.calibration
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, encoder: str | None = None, verify: bool = False) -> "Predictor":
@@ -170,6 +173,7 @@ class Predictor(nn.Module, Predicting):
         check_needs(content, folder)
         try:
             spec, digests, golden = parsed(content)
+            calibration = calibrations(content)
             moved, weights = saved_weights(folder, digests["sha256"])
             with torch.random.fork_rng(devices=[]):  # a head is drawn before it is loaded
                 predictor = cls(spec, _encoder_for(spec, moved, encoder, folder), moved)
@@ -183,6 +187,7 @@ class Predictor(nn.Module, Predicting):
         if "adapter_sha256" in digests:
             check_digest(folder / ADAPTER / ADAPTER_WEIGHTS, digests["adapter_sha256"])
             load_adapter(predictor.encoder, folder / ADAPTER)
+        predictor.calibration = calibration
         predictor.eval()
         if verify:
             predictor._verify(golden, folder)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-Split = Literal["train", "valid", "test"]
+Split = Literal["train", "valid", "calibration", "test"]
 Level = Literal["sequence", "residue"]
 Form = Literal["one", "columns", "letters", "separated", "list"]  # how labels are written
 

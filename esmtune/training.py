@@ -50,7 +50,9 @@ def train_once(
     """
     watch = _interruptible(watch if fabric.is_global_zero else (lambda event: None), stop)
     records = data.of(None)
-    train, valid, test = ([i for i, r in enumerate(records) if r.split == s] for s in ("train", "valid", "test"))
+    train, valid, calibration, test = (
+        [i for i, r in enumerate(records) if r.split == s] for s in ("train", "valid", "calibration", "test")
+    )
     task = predictor.task
     labels = [label for r in records for label in r.labels]
     targets = task.targets(labels).to(fabric.device)
@@ -121,15 +123,15 @@ def train_once(
             last = moving(predictor)
         with _wearing(predictor, now.weights):  # no longer than this, for a run may be stopped here and go on
             outputs = inputs.outputs([*train, *valid], "predicting")
-            if test:  # read here for the first time
-                outputs = torch.cat((outputs, inputs.outputs(test, "testing")))
+            if calibration or test:  # read here for the first time
+                outputs = torch.cat((outputs, inputs.outputs([*calibration, *test], "testing")))
     except Terminated:
         if fabric.is_global_zero:
             journal.save(name, entry_of(now, predictor, optimizer))
         raise
     if diverged:
         watch(Notice(_advice(diverged, now.best)))
-    order = inputs.rows([*train, *valid, *test]).argsort()
+    order = inputs.rows([*train, *valid, *calibration, *test]).argsort()
     outputs = outputs[order]
     of_train = inputs.rows(train)
     finished = task.finished(outputs[of_train], [labels[i] for i in of_train.tolist()])
