@@ -7,8 +7,8 @@
 2025) and scl/scl2205.csv.gz, each with columns sequence and label. The encoder is frozen and computes once, into
 `--cache`. Each resampling draws anew which rows are for training (60 %), for the choice of weights (10 %), for
 calibration (15 %) and for test (15 %), trains a small head (one hidden layer of 64) for 400 steps, and counts what the
-intervals of the test rows hold. Of `choosing-...` each resampling is trained twice, with and without half of the validation rows (20 %) kept
-for calibration, by the default recipe.
+intervals of the test rows hold. Of `choosing-...` each resampling is trained twice by the default recipe, with and
+without half of the validation rows (20 %) kept for calibration.
 """
 
 import argparse

@@ -142,7 +142,7 @@ def predict(
     predictor = _ready(run, encoder, accelerator, precision, watch, verify=verify)
     task, targets = predictor.task, predictor.spec.targets
     details = probabilities or predictor.level == "sequence"
-    members = len(getattr(predictor, "members", [predictor]))
+    members = sum(member.draws for member in getattr(predictor, "members", [predictor]))
     example = task.baseline(1).expand(members, 1, -1)
     names = readings(task, targets, example, [1], details=details).columns
     if interval is not None:

@@ -93,6 +93,8 @@ class TrainConfig:
     probe-then-full (head first), adapters (lora, dora, ia3, ...), or auto. [default: frozen; full for task mlm]"""
     seeds: int = 1
     """Train so many times, from seed on, and predict with all of them together."""
+    dropout_samples: int = 0
+    """Predict with so many draws of the head's dropout (MC dropout), whose spread says how sure it is; 0 is without."""
     folds: int | None = None
     """Train on all but one of so many parts, each in turn, and predict with all of them together; 1 is no folds.
     [default: 5 where there are too few rows to set some aside for validation]"""
@@ -151,7 +153,8 @@ class TrainConfig:
         at_least = {"epochs": 1, "max_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "tokens_per_batch": 1,
                     "patience": 1, "devices": 1, "num_nodes": 1, "max_length": 1, "seed": 0, "seeds": 1, "folds": 1,
                     "checkpoint_minutes": 0, "ema": 0,
-                    "head_learning_rate": 0, "encoder_learning_rate": 0, "weight_decay": 0, "clip": 0}  # fmt: skip
+                    "head_learning_rate": 0, "encoder_learning_rate": 0, "weight_decay": 0, "clip": 0,
+                    "dropout_samples": 0}  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:

@@ -78,8 +78,9 @@ class Ensemble(Predicting):
         if len({id(member.encoder) for member in self.members}) == 1:
             found = list(answers_of(self.members, sequences, **options))
         else:
-            found = [member.answers(sequences, **options)[0] for member in self.members]
-        pairs = zip(found, self.members, strict=True)
+            found = [draw for member in self.members for draw in member.answers(sequences, **options)]
+        owners = [member for member in self.members for _ in range(member.draws)]
+        pairs = zip(found, owners, strict=True)
         return torch.stack([self.task.translated(answers, member.task) for answers, member in pairs])
 
     def save(self, folder: str | os.PathLike[str], *, self_contained: bool = False) -> None:

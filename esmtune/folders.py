@@ -173,6 +173,7 @@ def parsed(content: dict[str, Any]) -> tuple[Spec, dict[str, str], list[Mapping[
         shape=shape,
         layers=tuple(content["layers"]),
         targets=tuple(Target(**target) for target in content["targets"]),
+        dropout_samples=int(content.get("dropout_samples", 0)),
         **{name: content[name] for name in names},
     )
     return spec, dict(content["weights"]), content["golden"]

@@ -54,6 +54,7 @@ class Trained:
     members: list[Member]
     fitted: list[Fitted]
     collapsed: list[str]  # names of members that learned nothing, and are no part of the predictor
+    draws: Float[Tensor, "members draws points outputs"]  # of the dropout of each member, of which answers are the mean
     answers: Float[Tensor, "members points outputs"]  # of all members, for the labeled records, in one unit
     outputs: Float[Tensor, "points outputs"]  # of the predictor; with folds of those that had not seen the point
     task: Task
@@ -108,7 +109,13 @@ def train_members(
             _assembled(member, origin, fitted_task, found) for member, found in zip(members, fitted, strict=True)
         ]
     common = predictors[0].task
-    answers = torch.stack([common.translated(f.outputs, p.task) for f, p in zip(fitted, predictors, strict=True)])
+    draws = torch.stack(
+        [
+            torch.stack([common.translated(draw, p.task) for draw in f.outputs])
+            for f, p in zip(fitted, predictors, strict=True)
+        ]
+    )
+    answers = torch.stack([common.average(own) for own in draws])
     collapsed = _collapsed(members, fitted, fitted_task) if config.seeds > 1 else []
     for name in collapsed:
         watch(Notice(f"COLLAPSED: {name} learned nothing that the other seeds did, and is left out of the predictor."))
@@ -124,6 +131,7 @@ def train_members(
         members=members,
         fitted=fitted,
         collapsed=collapsed,
+        draws=draws,
         answers=answers,
         outputs=outputs,
         task=common,

@@ -34,6 +34,7 @@ class Spec:
     targets: tuple[Target, ...]
     max_length: int | None
     trained_on: Mapping[str, Any]
+    dropout_samples: int = 0  # draws of the head's dropout that predict together
 
 
 class Predicting(ABC):

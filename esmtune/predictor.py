@@ -43,6 +43,7 @@ from esmtune.masking import Masking, masked
 from esmtune.pooling import Pooled
 from esmtune.predicting import Predicting, Spec, concatenated
 from esmtune.records import Level
+from esmtune.sampling import drawn
 from esmtune.tasks import MLM, Task, task
 
 
@@ -122,6 +123,17 @@ class Predictor(nn.Module, Predicting):
         return self.head.level
 
     @property
+    def draws(self) -> int:
+        """How many draws of the head's dropout answer: one, without dropout, unless more were asked for."""
+        return max(1, self.spec.dropout_samples)
+
+    def said(self, x: Tokens | Pooled, sequences: Sequence[str]) -> list[Float[Tensor, "points outputs"]]:
+        """Outputs in evaluation mode, of each draw of the dropout if there are any."""
+        if not self.spec.dropout_samples:
+            return [self(x)]
+        return drawn(self.head, self.pooled(x) if isinstance(x, Tokens) else x, sequences, self.draws)
+
+    @property
     def is_adapted(self) -> bool:
         """Whether the encoder carries adapters, such as LoRA's."""
         return is_adapted(self.encoder)
@@ -139,7 +151,7 @@ class Predictor(nn.Module, Predicting):
         tokens_per_batch: int = TOKENS_PER_BATCH,
         watch: Watcher = silent,
     ) -> Float[Tensor, "members points outputs"]:
-        """What the head gives for clean sequences, in their order, on the CPU; one predictor is one member."""
+        """What the head gives for clean sequences, in their order, on the CPU; each draw of dropout is one member."""
         return answers_of([self], sequences, hide=hide, tokens_per_batch=tokens_per_batch, watch=watch)
 
     def save(self, folder: str | os.PathLike[str], *, self_contained: bool = False) -> None:
@@ -255,14 +267,20 @@ def answers_of(
 ) -> Float[Tensor, "members points outputs"]:
     """What the heads of predictors that share an encoder give for clean sequences, each of which passes it once."""
     first = members[0]
-    rows: list[list[Tensor]] = [[torch.empty(0)] * len(sequences) for _ in members]
+    rows: list[list[Tensor]] = [[torch.empty(0)] * len(sequences) for member in members for _ in range(member.draws)]
     lengths = [len(sequence) for sequence in sequences]
     done = 0
 
     def compute(batch: Sequence[int]) -> list[Tensor]:
         tokens = Tokens.of([sequences[i] for i in batch], torch.tensor(batch)).to(first.device)
         seen = first.seen(masked(tokens, first.masks)[0] if hide and first.masks else tokens)
-        return [member.head(seen).float().cpu() for member in members]
+        own = [sequences[i] for i in batch]
+        said = [member.head.pool(seen) if member.spec.dropout_samples else seen for member in members]
+        return [
+            outputs.float().cpu()
+            for member, x in zip(members, said, strict=True)
+            for outputs in (member.said(x, own) if isinstance(x, Pooled) else [member.head(x)])
+        ]
 
     with ExitStack() as stack:
         for member in members:

@@ -55,9 +55,9 @@ def _held_out(trained: Trained, data: Dataset) -> tuple[np.ndarray, Float[Tensor
 
 
 def together(trained: Trained) -> Float[Tensor, "members points outputs"]:
-    """What each member that is part of the predictor says of the labeled points."""
+    """What each member that is part of the predictor, or each draw of its dropout, says of the labeled points."""
     kept = [n for n, m in enumerate(trained.members) if m.name not in trained.collapsed]
-    return trained.answers[kept]
+    return trained.draws[kept].flatten(0, 1)
 
 
 def reliability(trained: Trained, data: Dataset, calibrations: Sequence[Calibration]) -> dict[str, Any]:

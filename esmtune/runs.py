@@ -166,7 +166,7 @@ def predictions_of(trained: "Trained", dataset: Dataset) -> pl.DataFrame:
                 folds[place] = number if record.split in ("valid", "calibration") else folds[place]  # pyright: ignore[reportCallIssue, reportArgumentType]
         frame = frame.with_columns(pl.Series("fold", folds, dtype=pl.Int64))
     else:
-        answers = trained.answers[kept]
+        answers = trained.draws[kept].flatten(0, 1)
     frame = frame.hstack(readings(trained.task, dataset.targets, answers, counts, details=details))
     return frame.hstack(_bounds_of_test(trained, dataset, counts))
 

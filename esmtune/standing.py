@@ -18,7 +18,7 @@ class Fitted:
 
     weights: dict[str, Tensor]
     last: dict[str, Tensor]
-    outputs: Float[Tensor, "points outputs"]  # of the dataset's labeled records, in their order
+    outputs: Float[Tensor, "draws points outputs"]  # of the dataset's labeled records, in their order
     history: list[dict[str, Any]]
     best: dict[str, Any]
     diverged: dict[str, Any] | None  # step and ids at which numbers ceased to be finite

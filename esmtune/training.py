@@ -122,9 +122,9 @@ def train_once(
         with _wearing(predictor, now.average), centered(predictor):
             last = moving(predictor)
         with _wearing(predictor, now.weights):  # no longer than this, for a run may be stopped here and go on
-            outputs = inputs.outputs([*train, *valid], "predicting")
+            outputs = inputs.said([*train, *valid], "predicting")
             if calibration or test:  # read here for the first time
-                outputs = torch.cat((outputs, inputs.outputs([*calibration, *test], "testing")))
+                outputs = torch.cat((outputs, inputs.said([*calibration, *test], "testing")), dim=1)
     except Terminated:
         if fabric.is_global_zero:
             journal.save(name, entry_of(now, predictor, optimizer))
@@ -132,9 +132,9 @@ def train_once(
     if diverged:
         watch(Notice(_advice(diverged, now.best)))
     order = inputs.rows([*train, *valid, *calibration, *test]).argsort()
-    outputs = outputs[order]
+    outputs = outputs[:, order]
     of_train = inputs.rows(train)
-    finished = task.finished(outputs[of_train], [labels[i] for i in of_train.tolist()])
+    finished = task.finished(task.average(outputs)[of_train], [labels[i] for i in of_train.tolist()])
     best = {**now.best, "metric": metric if valid else None}
     return Fitted(
         weights=now.weights, last=last, outputs=outputs, history=now.history, best=best, diverged=diverged,
