@@ -116,6 +116,7 @@ def predict(
     probabilities: bool = False,
     interval: float | None = None,
     conditional: bool = False,
+    applicability: bool = False,
     encoder: str | None = None,
     verify: bool = False,
     accelerator: Accelerator = "auto",
@@ -129,7 +130,8 @@ def predict(
     each; an ensemble adds `spread`, the standard deviation of what its members say. Of residues,
     probabilities and spreads are many numbers, and are there with `probabilities` only. `interval`, such as 0.9,
     adds `lower` and `upper`, between which that share of the truth lies, or of classes a `set` that holds it;
-    `conditional` does so for each class by itself. A row that cannot
+    `conditional` does so for each class by itself. `applicability` adds `distance`, the share of the training
+    sequences that are nearer to others of them than this one is, and `notes`. A row that cannot
     be predicted keeps its place, with an empty prediction and the reason under `problem`.
 
     Raises:
@@ -158,6 +160,12 @@ def predict(
         raise ValueError("conditional is of intervals: say which, interval=0.9.")
     else:
         add_bounds = None
+    if applicability and predictor.references is None:
+        raise ValueError(
+            "this predictor keeps nothing of its training sequences to compare with: train it anew, with this release "
+            "and without --no-applicability."
+        )
+    names = [*names, *(("distance", "notes") if applicability else ())]
     clash = [name for name in (*names, "problem") if name in table.frame.columns]
     if clash:
         raise ValueError(f"{table.source} has a column {clash[0]!r} already, which predict would add. Rename it.")
@@ -181,6 +189,13 @@ def predict(
     found = readings(task, targets, answers, counts, details=details)
     if add_bounds is not None:
         found = found.hstack(add_bounds(answers, counts))
+    if applicability and predictor.references is not None:
+        vectors = predictor.vectors(sequences, tokens_per_batch=tokens_per_batch, watch=watch)
+        notes = [predictor.references.notes(sequence) for sequence in sequences]
+        distances = predictor.references.distance(vectors)
+        found = found.with_columns(
+            pl.Series("distance", distances, dtype=pl.Float64), pl.Series("notes", notes, dtype=pl.String)
+        )
     found = found.select(pl.all().gather(places))
     frame = table.frame.hstack(found).with_columns(pl.Series("problem", problems, dtype=pl.String))
     bad = sum(problem is not None for problem in problems)
@@ -294,6 +309,7 @@ def merge(
     members = predictor.members if isinstance(predictor, Ensemble) else [predictor]
     merged = [member.merged() for member in members]
     new = Ensemble(merged) if isinstance(predictor, Ensemble) else merged[0]
+    new.calibration, new.references = predictor.calibration, predictor.references  # they predict the same, to rounding
     new.save(Path(out), self_contained=self_contained)
     return new
 

@@ -172,6 +172,9 @@ def predict(
     interval: Annotated[
         float | None, Parameter(help="Also lower and upper, or a set of classes, that hold this share of the truth.")
     ] = None,
+    applicability: Annotated[
+        bool, Parameter(help="Also how far each row is from the training data, and what is new in it.", negative="")
+    ] = False,
     conditional: Annotated[bool, Parameter(help="--interval for each class by itself.", negative="")] = False,
     encoder: Encoder = None,
     verify: Annotated[bool, Parameter(help="First recompute three outputs saved with the predictor.")] = False,
@@ -183,8 +186,8 @@ def predict(
     with Bars() as bars:
         frame = esmtune.predict(
             run, data, out=out, overwrite=overwrite, sequence=sequence, probabilities=probabilities,
-            interval=interval, conditional=conditional, encoder=encoder, verify=verify, accelerator=accelerator,
-            precision=precision, tokens_per_batch=tokens_per_batch, watch=bars,
+            interval=interval, conditional=conditional, applicability=applicability, encoder=encoder, verify=verify,
+            accelerator=accelerator, precision=precision, tokens_per_batch=tokens_per_batch, watch=bars,
         )  # fmt: skip
     if out is None:
         from esmtune.writers import flat

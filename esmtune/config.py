@@ -146,6 +146,8 @@ class TrainConfig:
     """Also write the history to RUN/logs, for these."""
     checkpoint_minutes: float = 5.0
     """Save what --resume needs to go on, at most this often."""
+    applicability: bool = True
+    """Keep vectors of some training sequences with the predictor, so that it can say how far from them another is."""
     self_contained: bool = False
     """Save a frozen encoder with the predictor, so that it needs no other file."""
 

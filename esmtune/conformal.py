@@ -98,7 +98,7 @@ def depths(probabilities: Float[np.ndarray, "points grades"]) -> Float[np.ndarra
 
 
 def sets(
-    scores: Float[np.ndarray, "points classes"], thresholds: Float[np.ndarray, "#points classes"]
+    scores: Float[np.ndarray, "points classes"], thresholds: Float[np.ndarray, "#points #classes"]
 ) -> Bool[np.ndarray, "points classes"]:
     """Which classes each set holds: those with a score up to the threshold, and always the one with the lowest.
 

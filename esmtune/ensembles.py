@@ -12,7 +12,14 @@ from torch import Tensor
 
 from esmtune.config import TOKENS_PER_BATCH, Precision
 from esmtune.events import Watcher, silent
-from esmtune.folders import FORMAT_VERSION, calibrations, predictor_folder, read_predictor_json
+from esmtune.folders import (
+    FORMAT_VERSION,
+    calibrations,
+    checked_references,
+    predictor_folder,
+    read_predictor_json,
+    saved_references,
+)
 from esmtune.predicting import Predicting
 from esmtune.predictor import Predictor, answers_of
 from esmtune.records import Level
@@ -38,6 +45,7 @@ class Ensemble(Predicting):
                 raise ValueError("the members of an ensemble predict different targets.")
         self.members = tuple(members)
         self.spec, self.task, self.masks = first.spec, first.task, first.masks
+        self.references = first.references
 
     @property
     def precision(self) -> Precision:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -83,16 +91,23 @@ class Ensemble(Predicting):
         pairs = zip(found, owners, strict=True)
         return torch.stack([self.task.translated(answers, member.task) for answers, member in pairs])
 
+    def vectors(
+        self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent
+    ) -> Float[Tensor, "sequences dim"]:
+        """What the first member's head sees of each clean sequence, standardized."""
+        return self.members[0].vectors(sequences, tokens_per_batch=tokens_per_batch, watch=watch)
+
     def save(self, folder: str | os.PathLike[str], *, self_contained: bool = False) -> None:
         """Write `predictor.json` and a folder for each member, whole or not at all."""
         with whole_folder(Path(folder)) as temporary:
             names = [f"members/{number}" for number in range(len(self.members))]
             for name, member in zip(names, self.members, strict=True):
-                member.save(temporary / name, self_contained=self_contained)
+                member.save(temporary / name, self_contained=self_contained, references=False)
             content = {
                 "format_version": FORMAT_VERSION,
                 "members": names,
                 "calibration": [found.spec() for found in self.calibration],
+                "weights": saved_references(self.references, temporary),
             }
             (temporary / "predictor.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -115,9 +130,10 @@ def load_predictor(
     members = [Predictor.load(folder / "members" / str(n), encoder=encoder, verify=verify) for n in numbers]
     ensemble = Ensemble(members)
     try:
-        ensemble.calibration = calibrations(content)
+        ensemble.calibration, digests = calibrations(content), dict(content.get("weights", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'predictor.json'} is damaged ({type(error).__name__}: {error}).") from None
+    ensemble.references = checked_references(folder, digests)
     first = members[0]
     for member in members[1:]:
         if not first.moved and not member.moved and not (first.is_adapted or member.is_adapted):

@@ -14,6 +14,7 @@ from torch import Tensor
 from esmtune.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
 from esmtune.adapter_files import save_adapter
 from esmtune.adapters import is_adapted
+from esmtune.applicability import REFERENCES, References, load_references, save_references
 from esmtune.calibration import Calibration
 from esmtune.checkpoints import file_digest, read_safetensors
 from esmtune.distributions import distribution
@@ -52,14 +53,14 @@ def predictor_folder(path: str | os.PathLike[str]) -> Path | None:
 
 def write_predictor(
     folder: Path, spec: Spec, fitted: Task, encoder: ESM2, weights: dict[str, Tensor], golden: Sequence[Tensor],
-    calibration: Sequence[Calibration],
+    calibration: Sequence[Calibration], references: References | None,
 ) -> None:  # fmt: skip
     """Write a predictor, whole or not at all: its weights, those of adapters apart, what it is, and golden outputs.
 
     Raises:
         ValueError: for a folder with other things in it.
     """
-    known = {"predictor.json", WEIGHTS, ADAPTER}
+    known = {"predictor.json", WEIGHTS, ADAPTER, REFERENCES}
     strangers = {p.name for p in folder.iterdir()} - known if folder.is_dir() else set()
     if strangers or folder.is_file():
         what = f"holds {min(strangers)!r}" if strangers else "is a file"
@@ -70,6 +71,7 @@ def write_predictor(
         if is_adapted(encoder):
             save_adapter(encoder, temporary / ADAPTER, base=spec.encoder.name)
             digests["adapter_sha256"] = file_digest(temporary / ADAPTER / ADAPTER_WEIGHTS)
+        digests |= saved_references(references, temporary)
         source = asdict(spec.encoder) | asdict(spec.shape)
         content = {
             "format_version": FORMAT_VERSION,
@@ -83,6 +85,26 @@ def write_predictor(
         del content["shape"]
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         (temporary / "predictor.json").write_text(text + "\n", encoding="utf-8")
+
+
+def saved_references(references: References | None, folder: Path) -> dict[str, str]:
+    """Write what the training sequences look like, if it is known; returns the checksum of the file."""
+    if references is None:
+        return {}
+    save_references(references, folder)
+    return {"references_sha256": file_digest(folder / REFERENCES)}
+
+
+def checked_references(folder: Path, digests: Mapping[str, str]) -> References | None:
+    """What `saved_references` wrote; None, if it wrote nothing.
+
+    Raises:
+        ValueError: if it is not the file that was saved.
+    """
+    if "references_sha256" not in digests:
+        return None
+    check_digest(folder / REFERENCES, digests["references_sha256"])
+    return load_references(folder)
 
 
 def saved_weights(folder: Path, sha256: str) -> tuple[frozenset[str], dict[str, Tensor]]:

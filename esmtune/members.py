@@ -14,6 +14,7 @@ from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from esmtune.applicability import References
 from esmtune.composition import Origin, compose, decided, find_origin, fit_task
 from esmtune.config import TrainConfig
 from esmtune.encoders import encoder_digest
@@ -202,12 +203,14 @@ def _assembled(member: Member, origin: Origin, fitted_task: Task, fitted: Fitted
     torch.manual_seed(member.config.seed)
     predictor = compose(member.config, member.data, origin, fitted_task, silent)
     predictor.load_state_dict(fitted.weights, strict=False)
+    predictor.references = References.from_tensors(fitted.references)
     return predictor.with_task(task.load(fitted.task)).eval()
 
 
 def _last(predictor: Predictor, fitted: Fitted) -> Predictor:
     """The same predictor with the weights after the last step."""
     last = copy.deepcopy(predictor)
+    last.references = None  # they are what the best weights make of the training sequences
     last.load_state_dict(fitted.last, strict=False)
     return last
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esmtune.alphabet import clean
+from esmtune.applicability import References
 from esmtune.calibration import Calibration
 from esmtune.config import TOKENS_PER_BATCH, Precision
 from esmtune.encoders import Source
@@ -44,6 +45,7 @@ class Predicting(ABC):
     task: Task
     precision: Precision  # of the encoder's matrix products
     calibration: tuple[Calibration, ...] = ()  # of each target that has any
+    references: References | None = None  # what it was trained on looks like
     masks: Masking | None  # what a language model does not see of what it learns from; None for every other task
 
     @property
@@ -68,6 +70,12 @@ class Predicting(ABC):
 
         With `hide`, a language model does not see the residues that it must guess.
         """
+
+    @abstractmethod
+    def vectors(
+        self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent
+    ) -> Float[Tensor, "sequences dim"]:
+        """What the (first member's) head sees of each clean sequence, standardized; of residues the mean."""
 
     def outputs(
         self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from esmtune.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
 from esmtune.adapter_files import load_adapter
 from esmtune.adapters import adapter_weights, is_adapted, merge
+from esmtune.applicability import vectors_of
 from esmtune.batching import Budget, by_length, halving
 from esmtune.config import TOKENS_PER_BATCH, Precision
 from esmtune.devices import evaluating, products
@@ -32,6 +33,7 @@ from esmtune.folders import (
     calibrations,
     check_digest,
     check_needs,
+    checked_references,
     parsed,
     predictor_folder,
     read_predictor_json,
@@ -154,15 +156,39 @@ class Predictor(nn.Module, Predicting):
         """What the head gives for clean sequences, in their order, on the CPU; each draw of dropout is one member."""
         return answers_of([self], sequences, hide=hide, tokens_per_batch=tokens_per_batch, watch=watch)
 
-    def save(self, folder: str | os.PathLike[str], *, self_contained: bool = False) -> None:
-        """Write `predictor.json` and `weights.safetensors`, whole or not at all.
+    @torch.inference_mode()
+    def vectors(
+        self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent
+    ) -> Float[Tensor, "sequences dim"]:
+        """What the head sees of each clean sequence, standardized, on the CPU; of residues the mean."""
+        rows: list[Tensor] = [torch.empty(0)] * len(sequences)
+        lengths = [len(sequence) for sequence in sequences]
+
+        def compute(batch: Sequence[int]) -> Tensor:
+            tokens = Tokens.of([sequences[i] for i in batch], torch.tensor(batch)).to(self.device)
+            pooled = self.pooled(tokens)
+            return vectors_of(replace(pooled, features=self.head.standardize(pooled.features))).cpu()
+
+        done = 0
+        with evaluating(self):
+            for batch in by_length(range(len(sequences)), lengths, Budget(tokens=tokens_per_batch)):
+                for part, found in halving(batch, compute):
+                    for index, vector in zip(part, found, strict=True):
+                        rows[index] = vector[None]
+                done += len(batch)
+                watch(Progress("measuring", done, len(sequences), "sequences"))
+        return concatenated(rows, self.features_dim)
+
+    def save(self, folder: str | os.PathLike[str], *, self_contained: bool = False, references: bool = True) -> None:
+        """Write `predictor.json`, `weights.safetensors` and `references.safetensors`, whole or not at all.
 
         What the encoder shares with `spec.encoder` is not written, unless `self_contained`.
         """
         outputs = self._golden(GOLDEN).split(self.points(GOLDEN))
         write_predictor(
-            Path(folder), self.spec, self.task, self.encoder, self._weights(self_contained), outputs, self.calibration
-        )
+            Path(folder), self.spec, self.task, self.encoder, self._weights(self_contained), outputs, self.calibration,
+            self.references if references else None,
+        )  # fmt: skip
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, encoder: str | None = None, verify: bool = False) -> "Predictor":
@@ -200,6 +226,7 @@ class Predictor(nn.Module, Predicting):
             check_digest(folder / ADAPTER / ADAPTER_WEIGHTS, digests["adapter_sha256"])
             load_adapter(predictor.encoder, folder / ADAPTER)
         predictor.calibration = calibration
+        predictor.references = checked_references(folder, digests)
         predictor.eval()
         if verify:
             predictor._verify(golden, folder)

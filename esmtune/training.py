@@ -3,12 +3,14 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from esmtune.applicability import References, sampled, vectors_of
 from esmtune.config import TrainConfig
 from esmtune.events import Notice, Progress, Terminated, Watcher
 from esmtune.features import Kept, sum_over_processes
@@ -125,6 +127,7 @@ def train_once(
             outputs = inputs.said([*train, *valid], "predicting")
             if calibration or test:  # read here for the first time
                 outputs = torch.cat((outputs, inputs.said([*calibration, *test], "testing")), dim=1)
+            references = _references(inputs, train, config)
     except Terminated:
         if fabric.is_global_zero:
             journal.save(name, entry_of(now, predictor, optimizer))
@@ -138,8 +141,19 @@ def train_once(
     best = {**now.best, "metric": metric if valid else None}
     return Fitted(
         weights=now.weights, last=last, outputs=outputs, history=now.history, best=best, diverged=diverged,
-        task=finished.spec(),
+        task=finished.spec(), references=references,
     )  # fmt: skip
+
+
+def _references(inputs: Inputs, train: list[int], config: TrainConfig) -> dict[str, Tensor]:
+    """What the training sequences look like to the head, if that is to be kept."""
+    predictor, sequences = inputs.predictor, [inputs.sequences[i] for i in train]
+    chosen = sampled(sequences, predictor.features_dim, config.seed) if config.applicability else []
+    if not chosen or not predictor.head.standardizes:
+        return {}
+    pooled = inputs.pooled([train[place] for place in chosen], "measuring")
+    vectors = vectors_of(replace(pooled, features=predictor.head.standardize(pooled.features)))
+    return References.of(vectors.detach().cpu(), sequences).tensors()
 
 
 def _evaluate(
