@@ -136,7 +136,8 @@ def main() -> None:
     for name in args.only:
         found = choosing(name.removeprefix("choosing-"), args) if name.startswith("choosing") else covered(name, args)
         found = {
-            "row": name, "resamplings": args.resamplings, **found, "steps": args.steps,
+            "row": name, "resamplings": args.resamplings, **found,
+            **({} if name.startswith("choosing") else {"steps": args.steps}),
             "date": datetime.now(UTC).date().isoformat(),
             "hardware": f"{cpu()}, {torch.get_num_threads()} threads",
             "versions": {"esmtune": esmtune.__version__, "torch": torch.__version__, "numpy": np.__version__},

@@ -309,7 +309,8 @@ def merge(
     members = predictor.members if isinstance(predictor, Ensemble) else [predictor]
     merged = [member.merged() for member in members]
     new = Ensemble(merged) if isinstance(predictor, Ensemble) else merged[0]
-    new.calibration, new.references = predictor.calibration, predictor.references  # they predict the same, to rounding
+    # They predict the same, to rounding.
+    new.calibration, new.scalings, new.references = predictor.calibration, predictor.scalings, predictor.references
     new.save(Path(out), self_contained=self_contained)
     return new
 

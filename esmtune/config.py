@@ -10,6 +10,7 @@ Accelerator = Literal["auto", "cpu", "cuda", "mps"]
 Pooling = Literal["mean", "cls", "residue"]
 Level = Literal["sequence", "residue"]
 Replicates = Literal["keep", "mean"]
+Scaling = Literal["none", "temperature", "isotonic"]
 ScheduleShape = Literal["cosine", "linear", "constant"]
 
 DEFAULT_ENCODER = "esm2_t6_8M_UR50D"
@@ -146,6 +147,9 @@ class TrainConfig:
     """Also write the history to RUN/logs, for these."""
     checkpoint_minutes: float = 5.0
     """Save what --resume needs to go on, at most this often."""
+    scaling: Scaling = "none"
+    """Mend the probabilities of classes by half of the calibration rows: by one temperature, or isotonic; sets are
+    calibrated by the other half."""
     applicability: bool = True
     """Keep vectors of some training sequences with the predictor, so that it can say how far from them another is."""
     self_contained: bool = False
@@ -163,7 +167,7 @@ class TrainConfig:
                 raise ValueError(f"{name} is {value}, expected {least} or more.")
         choices = {"precision": get_args(Precision), "accelerator": get_args(Accelerator),
                    "schedule": get_args(ScheduleShape), "replicates": get_args(Replicates),
-                   "level": (None, *get_args(Level))}  # fmt: skip
+                   "scaling": get_args(Scaling), "level": (None, *get_args(Level))}  # fmt: skip
         choices |= {f"log {name}": ("csv", "tensorboard") for name in self.log}
         for name, known in choices.items():
             value = name.removeprefix("log ") if name.startswith("log ") else getattr(self, name)

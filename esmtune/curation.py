@@ -54,6 +54,11 @@ def curate_training(data: Any, config: TrainConfig) -> Curated:
     labeled = read_labels(rows, targets, told.columns, reads)
     problems += labeled.problems
     notices = [*told.notices, *(text for found in read_parts for text in found.notices), *labeled.notices]
+    if config.scaling != "none" and all(reads[t.kind] != "name" or t.kind in ("ordinal", "mlm") for t in targets):
+        raise ValueError(
+            f"scaling {config.scaling!r} mends the probabilities of classes, and {targets[0].name!r} is "
+            f"{targets[0].kind}: leave it out."
+        )
     known, more = with_labels(labeled.records, targets)
     missing = missing_splits(tables, columns[0], config, known)
     folds = folds_for(config, kind, missing, known)

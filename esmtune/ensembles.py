@@ -19,10 +19,12 @@ from esmtune.folders import (
     predictor_folder,
     read_predictor_json,
     saved_references,
+    saved_scalings,
 )
 from esmtune.predicting import Predicting
 from esmtune.predictor import Predictor, answers_of
 from esmtune.records import Level
+from esmtune.scaling import scaled
 from esmtune.writers import whole_folder
 
 
@@ -89,7 +91,8 @@ class Ensemble(Predicting):
             found = [draw for member in self.members for draw in member.answers(sequences, **options)]
         owners = [member for member in self.members for _ in range(member.draws)]
         pairs = zip(found, owners, strict=True)
-        return torch.stack([self.task.translated(answers, member.task) for answers, member in pairs])
+        together = torch.stack([self.task.translated(answers, member.task) for answers, member in pairs])
+        return scaled(self.task, [target.name for target in self.spec.targets], together, self.scalings)
 
     def vectors(
         self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent
@@ -107,6 +110,7 @@ class Ensemble(Predicting):
                 "format_version": FORMAT_VERSION,
                 "members": names,
                 "calibration": [found.spec() for found in self.calibration],
+                "scaling": [found.spec() for found in self.scalings],
                 "weights": saved_references(self.references, temporary),
             }
             (temporary / "predictor.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -130,7 +134,8 @@ def load_predictor(
     members = [Predictor.load(folder / "members" / str(n), encoder=encoder, verify=verify) for n in numbers]
     ensemble = Ensemble(members)
     try:
-        ensemble.calibration, digests = calibrations(content), dict(content.get("weights", {}))
+        ensemble.calibration, ensemble.scalings = calibrations(content), saved_scalings(content)
+        digests = dict(content.get("weights", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'predictor.json'} is damaged ({type(error).__name__}: {error}).") from None
     ensemble.references = checked_references(folder, digests)

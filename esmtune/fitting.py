@@ -106,15 +106,18 @@ def _identity(config: TrainConfig, curated: Curated) -> dict[str, Any]:
 def _run_of(
     trained: "Trained", curated: Curated, config: TrainConfig, notices: tuple[str, ...], path: Path | None
 ) -> Run:
-    from esmtune.reliability import calibrated, reliability
+    from esmtune.reliability import calibrated, calibration_errors, mended, reliability
 
-    several = len(trained.members) > 1
-    trained.predictor.calibration = calibrated(trained, curated.dataset, config.seed)
+    several, data = len(trained.members) > 1, curated.dataset
+    before = calibration_errors(trained, data) if config.scaling != "none" else {}
+    trained, scalings, used = mended(trained, data, config.scaling, config.seed)
+    trained.predictor.scalings = scalings
+    trained.predictor.calibration = calibrated(trained, data, config.seed, used)
     return Run(
         predictor=trained.predictor,
         last=trained.last,
         metrics=metrics_of(trained, curated.dataset, config)
-        | reliability(trained, curated.dataset, trained.predictor.calibration),
+        | reliability(trained, data, trained.predictor.calibration, before),
         history=[
             {"member": member.name} | entry if several else entry
             for member, fitted in zip(trained.members, trained.fitted, strict=True)

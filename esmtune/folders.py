@@ -24,6 +24,7 @@ from esmtune.heads import head
 from esmtune.losses import class_loss, loss, ranking
 from esmtune.predicting import Spec
 from esmtune.records import Target
+from esmtune.scaling import Scaling
 from esmtune.tasks import Task
 from esmtune.tuning import tuning
 from esmtune.writers import whole_folder
@@ -53,7 +54,7 @@ def predictor_folder(path: str | os.PathLike[str]) -> Path | None:
 
 def write_predictor(
     folder: Path, spec: Spec, fitted: Task, encoder: ESM2, weights: dict[str, Tensor], golden: Sequence[Tensor],
-    calibration: Sequence[Calibration], references: References | None,
+    calibration: Sequence[Calibration], scalings: Sequence[Scaling], references: References | None,
 ) -> None:  # fmt: skip
     """Write a predictor, whole or not at all: its weights, those of adapters apart, what it is, and golden outputs.
 
@@ -80,6 +81,7 @@ def write_predictor(
             "weights": digests,
             "needs": needed_modules(spec, fitted),
             "calibration": [found.spec() for found in calibration],
+            "scaling": [found.spec() for found in scalings],
             "golden": [{"sequence": s, "outputs": _listed(o)} for s, o in zip(GOLDEN, golden, strict=True)],
         }
         del content["shape"]
@@ -178,6 +180,11 @@ def check_needs(content: Mapping[str, Any], folder: Path) -> None:
 def calibrations(content: Mapping[str, Any]) -> tuple[Calibration, ...]:
     """What a predictor knows of its errors; nothing, if it is of an earlier release."""
     return tuple(Calibration.loaded(found) for found in content.get("calibration", ()))
+
+
+def saved_scalings(content: Mapping[str, Any]) -> tuple[Scaling, ...]:
+    """How the probabilities of a predictor are mended, if they are."""
+    return tuple(Scaling.loaded(found) for found in content.get("scaling", ()))
 
 
 def parsed(content: dict[str, Any]) -> tuple[Spec, dict[str, str], list[Mapping[str, Any]]]:

@@ -18,6 +18,7 @@ from esmtune.esm2 import ESM2Config
 from esmtune.events import Watcher, silent
 from esmtune.masking import Masking
 from esmtune.records import Level, Target
+from esmtune.scaling import Scaling
 from esmtune.tasks import Task
 
 
@@ -45,6 +46,7 @@ class Predicting(ABC):
     task: Task
     precision: Precision  # of the encoder's matrix products
     calibration: tuple[Calibration, ...] = ()  # of each target that has any
+    scalings: tuple[Scaling, ...] = ()  # of each target whose probabilities are mended
     references: References | None = None  # what it was trained on looks like
     masks: Masking | None  # what a language model does not see of what it learns from; None for every other task
 

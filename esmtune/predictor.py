@@ -37,6 +37,7 @@ from esmtune.folders import (
     parsed,
     predictor_folder,
     read_predictor_json,
+    saved_scalings,
     saved_weights,
     write_predictor,
 )
@@ -46,6 +47,7 @@ from esmtune.pooling import Pooled
 from esmtune.predicting import Predicting, Spec, concatenated
 from esmtune.records import Level
 from esmtune.sampling import drawn
+from esmtune.scaling import scaled
 from esmtune.tasks import MLM, Task, task
 
 
@@ -154,7 +156,8 @@ class Predictor(nn.Module, Predicting):
         watch: Watcher = silent,
     ) -> Float[Tensor, "members points outputs"]:
         """What the head gives for clean sequences, in their order, on the CPU; each draw of dropout is one member."""
-        return answers_of([self], sequences, hide=hide, tokens_per_batch=tokens_per_batch, watch=watch)
+        found = answers_of([self], sequences, hide=hide, tokens_per_batch=tokens_per_batch, watch=watch)
+        return scaled(self.task, [target.name for target in self.spec.targets], found, self.scalings)
 
     @torch.inference_mode()
     def vectors(
@@ -187,7 +190,7 @@ class Predictor(nn.Module, Predicting):
         outputs = self._golden(GOLDEN).split(self.points(GOLDEN))
         write_predictor(
             Path(folder), self.spec, self.task, self.encoder, self._weights(self_contained), outputs, self.calibration,
-            self.references if references else None,
+            self.scalings, self.references if references else None,
         )  # fmt: skip
 
     @classmethod
@@ -211,7 +214,7 @@ class Predictor(nn.Module, Predicting):
         check_needs(content, folder)
         try:
             spec, digests, golden = parsed(content)
-            calibration = calibrations(content)
+            calibration, scalings = calibrations(content), saved_scalings(content)
             moved, weights = saved_weights(folder, digests["sha256"])
             with torch.random.fork_rng(devices=[]):  # a head is drawn before it is loaded
                 predictor = cls(spec, _encoder_for(spec, moved, encoder, folder), moved)
@@ -225,7 +228,7 @@ class Predictor(nn.Module, Predicting):
         if "adapter_sha256" in digests:
             check_digest(folder / ADAPTER / ADAPTER_WEIGHTS, digests["adapter_sha256"])
             load_adapter(predictor.encoder, folder / ADAPTER)
-        predictor.calibration = calibration
+        predictor.calibration, predictor.scalings = calibration, scalings
         predictor.references = checked_references(folder, digests)
         predictor.eval()
         if verify:

@@ -1,8 +1,10 @@
 """How far the predictions of a run can be relied on: calibrated after training, counted on the test records."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -11,34 +13,76 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esmtune.calibration import Bounds, Calibration, calibrate, coverage, supports
-from esmtune.conformal import rank
+from esmtune.classes import Classes
+from esmtune.conformal import calibration_error, rank
 from esmtune.labels import written
 from esmtune.members import Trained
 from esmtune.records import Dataset, Label, Target
+from esmtune.scaling import Scaling, fit_scaling, scaled
 from esmtune.tasks import Task
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # that every run with test records counts the coverage of
 USUAL_LEVEL = 0.9  # of the intervals in predictions.csv
 
 
-def calibrated(trained: Trained, data: Dataset, seed: int) -> tuple[Calibration, ...]:
-    """Calibrate what a run trained, each target by itself, on its calibration records.
+def mended(
+    trained: Trained, data: Dataset, method: Literal["none", "temperature", "isotonic"], seed: int
+) -> tuple[Trained, tuple[Scaling, ...], frozenset[str]]:
+    """Mend the probabilities of classes by half of the calibration sequences, which are returned too.
+
+    What the members say of the labeled points is mended with them.
+    """
+    held, members = _held_out(trained, data)
+    points = [record.sequence for record in data.of(None) for _ in record.labels]
+    names = list(dict.fromkeys(points[place] for place in held.nonzero()[0].tolist()))
+    if method == "none" or len(names) < 2:
+        return trained, (), frozenset()
+    used = frozenset(random.Random(f"scaling {seed}").sample(names, len(names) // 2))
+    places = [place for place in held.nonzero()[0].tolist() if points[place] in used]
+    scalings = tuple(_fitted(trained.task, data, members, places, method))
+    targets = [target.name for target in data.targets]
+    change = partial(scaled, trained.task, targets, scalings=scalings)
+    parts = {"draws": change(trained.draws), "answers": change(trained.answers)}
+    by_fold = {"outputs": change(trained.outputs)} if trained.by_fold else {}
+    new = replace(trained, **parts, **by_fold)
+    if not trained.by_fold:
+        new = replace(new, outputs=trained.task.average(together(new)))
+    return new, scalings, used
+
+
+def _fitted(
+    task: Task, data: Dataset, members: Float[Tensor, "members points outputs"], places: Sequence[int],
+    method: Literal["temperature", "isotonic"],
+) -> Iterator[Scaling]:  # fmt: skip
+    for place, (target, (_, part, own)) in enumerate(zip(data.targets, task.parts(), strict=True)):
+        if isinstance(part, Classes):
+            truth = part.targets([_own_labels(data, place)[p] for p in places])[:, 0]
+            known = [p for p, is_known in zip(places, truth.isfinite().tolist(), strict=True) if is_known]
+            if known:
+                yield fit_scaling(
+                    target.name, part, members[:, known][..., own], truth[truth.isfinite()].long().numpy(), method
+                )
+
+
+def calibrated(
+    trained: Trained, data: Dataset, seed: int, used: frozenset[str] = frozenset()
+) -> tuple[Calibration, ...]:
+    """Calibrate what a run trained, each target by itself, on its calibration records but those of `used` sequences.
 
     With folds each record is scored by the member that had not seen it, and all of these scores are pooled, as if the
     members together were no better than one (Vovk 2015, https://doi.org/10.1007/s10472-013-9368-4).
     """
     held, members = _held_out(trained, data)
-    if not held.any():
+    sequences = [r.sequence for r in data.of(None) for _ in r.labels]
+    places = [place for place in held.nonzero()[0].tolist() if sequences[place] not in used]
+    if not places:
         return ()
-    records = data.of(None)
-    sequences = [r.sequence for r in records for _ in r.labels]
-    places = held.nonzero()[0].tolist()
     found = []
     for place, (target, (_, part, own)) in enumerate(zip(data.targets, trained.task.parts(), strict=True)):
         labels = _own_labels(data, place)
         found.append(
             calibrate(
-                target.name, part, members[:, held][..., own], [labels[p] for p in places],
+                target.name, part, members[:, places][..., own], [labels[p] for p in places],
                 [sequences[p] for p in places], seed=seed,
             )
         )  # fmt: skip
@@ -60,8 +104,13 @@ def together(trained: Trained) -> Float[Tensor, "members points outputs"]:
     return trained.draws[kept].flatten(0, 1)
 
 
-def reliability(trained: Trained, data: Dataset, calibrations: Sequence[Calibration]) -> dict[str, Any]:
-    """Coverage and width of intervals on the test records at several levels, as `metrics.json` has them."""
+def reliability(
+    trained: Trained, data: Dataset, calibrations: Sequence[Calibration], before: Mapping[str, float]
+) -> dict[str, Any]:
+    """Coverage and width of intervals on the test records at several levels, as `metrics.json` has them.
+
+    `before` are the calibration errors before probabilities were mended, where they were.
+    """
     records = data.of(None)
     points = [record for record in records for _ in record.labels]
     places = [place for place, record in enumerate(points) if record.split == "test"]
@@ -77,9 +126,34 @@ def reliability(trained: Trained, data: Dataset, calibrations: Sequence[Calibrat
         each = {f"{level:g}": coverage(found, part, answers[..., own], known, sequences, level) for level in LEVELS}
         levels = {level: figures for level, figures in each.items() if figures is not None}
         of_targets[target.name] = {"method": found.method, "records": found.records, "levels": levels}
+        ece = before.get(target.name), _calibration_error(part, answers[..., own], known)
+        if ece[1] is not None:
+            of_targets[target.name] |= {"ece": ece[1]} | ({} if ece[0] is None else {"ece_before": ece[0]})
     if not of_targets:
         return {}
     return {"calibration": of_targets[data.targets[0].name] if len(data.targets) == 1 else {"targets": of_targets}}
+
+
+def calibration_errors(trained: Trained, data: Dataset) -> dict[str, float]:
+    """The expected calibration error of the test records, of each target with classes."""
+    places = [n for n, split in enumerate(r.split for r in data.of(None) for _ in r.labels) if split == "test"]
+    answers, found = together(trained)[:, places], {}
+    for place, (target, (_, part, own)) in enumerate(zip(data.targets, trained.task.parts(), strict=True)):
+        labels = _own_labels(data, place)
+        found[target.name] = _calibration_error(part, answers[..., own], [labels[p] for p in places])
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _calibration_error(
+    part: Task, answers: Float[Tensor, "members points outputs"], labels: Sequence[Label]
+) -> float | None:
+    known = [place for place, label in enumerate(labels) if label is not None]
+    if not isinstance(part, Classes) or not known:
+        return None
+    outputs = part.average(answers[:, known])
+    confidence = np.array(list(part.probabilities(outputs).values()), dtype=np.float64).max(0)
+    pairs = zip(part.predict(outputs), known, strict=True)
+    return calibration_error(np.array([label == labels[place] for label, place in pairs], dtype=bool), confidence)
 
 
 def _own_labels(data: Dataset, place: int) -> list[Label]:

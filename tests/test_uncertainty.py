@@ -48,6 +48,8 @@ RUNS = {
     "classes": ("classes", {"task": "multiclass"}),
     "grades": ("classes", {"task": {"name": "ordinal", "order": "low,middle,high"}}),
     "residues": ("residues", {"task": "multiclass"}),
+    "temperature": ("classes", {"task": "multiclass", "scaling": "temperature", "seeds": 2}),
+    "isotonic": ("classes", {"task": "multiclass", "scaling": "isotonic"}),
     "several": ("several", {"target": ["tm", "grade:multiclass"]}),
 }
 
@@ -71,7 +73,7 @@ def test_a_run_counts_its_coverage_and_loads_as_it_was_saved(runs, name):
     run, (kind, _) = runs(name), RUNS[name]
     said = json.loads((run.path / "metrics.json").read_text())["calibration"]
     for figures in said["targets"].values() if name == "several" else [said]:
-        assert figures["records"] == 60
+        assert figures["records"] == (30 if name in ("temperature", "isotonic") else 60)
         assert set(figures["levels"]) == {"0.5", "0.8", "0.9", "0.95"}
         widths = [levels["width"] for levels in figures["levels"].values()]
         assert widths == sorted(widths)
@@ -85,7 +87,11 @@ def test_a_run_counts_its_coverage_and_loads_as_it_was_saved(runs, name):
     assert new.equals(old)
     assert {"distance", "notes"} < set(new.columns)
     bounds = [column for column in new.columns if column.startswith(("lower", "upper", "set"))]
-    wanted = {"classes": ["set"], "residues": ["set"], "several": ["lower_tm", "upper_tm", "set_grade"]}
+    wanted = {
+        **{key: ["set"] for key in ("classes", "temperature", "isotonic")},
+        "residues": ["set"],
+        "several": ["lower_tm", "upper_tm", "set_grade"],
+    }
     assert bounds == wanted.get(name, ["lower", "upper"])
     written = list(csv.DictReader((run.path / "predictions.csv").open()))
     assert all(bool(row[bounds[0]]) == (row["split"] == "test") for row in written)
@@ -99,11 +105,56 @@ def test_methods_go_by_what_is_known_of_each_point(runs):
     methods = {name: runs(name).metrics["calibration"].get("method") for name in RUNS}
     assert methods == {
         "plain": "absolute", "gaussian": "normalized", "quantile": "cqr", "dropout": "normalized",
+        "temperature": "lac", "isotonic": "lac",
         "seeds": "normalized", "classes": "lac", "grades": "ordinal", "residues": "lac", "several": None,
     }  # fmt: skip
     assert len(runs("seeds").predictor.answers(["MKTV"])) == 4  # two members of two draws
     for name in ("gaussian", "quantile", "dropout"):
         assert esmtune.predict(runs(name), ["MKTV"])["spread"][0] > 0
+
+
+@pytest.mark.parametrize("name", ["temperature", "isotonic"])
+def test_mended_probabilities_are_everywhere_the_same(runs, name):
+    run = runs(name)
+    probe = table("classes")["sequence"].to_list()
+    found = run.predictor.probabilities(probe)
+    assert torch.tensor(list(found.values())).sum(0) == pytest.approx(torch.ones(200), abs=1e-5)
+    frame = esmtune.predict(run, probe)
+    for label, column in found.items():
+        assert frame[f"probability_{label}"].to_list() == pytest.approx(column, abs=1e-5)
+        assert run.predictions[f"probability_{label}"].to_list() == pytest.approx(column, abs=1e-4)
+    test = table("classes").filter(pl.col("split") == "test")
+    assert esmtune.evaluate(run, test)["scores"] == pytest.approx(run.metrics["test"], abs=1e-4)
+    assert {"ece", "ece_before"} < set(run.metrics["calibration"])
+    with pytest.raises(ValueError, match="mends the probabilities of classes"):
+        esmtune.train(table(), scaling="temperature")
+
+
+def test_scaling_agrees_with_what_it_is():
+    from scipy.optimize import minimize
+    from sklearn.isotonic import IsotonicRegression
+
+    from esmtune.scaling import fit_scaling
+    from esmtune.tasks import Binary, Multiclass
+
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(400, 3, generator=generator, dtype=torch.float64)
+    truth = torch.multinomial(outputs.softmax(-1), 1, generator=generator)[:, 0]
+    task = Multiclass.fit(["a", "b", "c"])
+    found = fit_scaling("y", task, 3 * outputs[None], truth.numpy(), "temperature")
+
+    def loss(t):
+        return torch.nn.functional.cross_entropy(3 * outputs / t[0], truth).item()
+
+    assert found.temperature == pytest.approx(minimize(loss, [1.0], tol=1e-10).x[0], rel=1e-4)
+    assert found.temperature == pytest.approx(3, rel=0.2)
+    yes, binary = (truth > 0).numpy(), Binary.fit(["no", "yes"])
+    line = fit_scaling("y", binary, outputs[None, :, :1], yes.astype(int), "isotonic")
+    p = outputs[:, 0].sigmoid().numpy()
+    wanted = IsotonicRegression().fit(p, yes).predict(p)
+    other = IsotonicRegression().fit(1 - p, ~yes).predict(1 - p)
+    got = line(binary, outputs[:, :1])[:, 0].sigmoid().numpy()
+    assert got == pytest.approx(wanted / (wanted + other), abs=1e-5)
 
 
 def test_sets_of_residues_are_one_a_residue(runs):
