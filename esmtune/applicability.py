@@ -20,8 +20,7 @@ from torch import Tensor
 
 from esmtune.pooling import Pooled, segment_mean
 
-MOST = 2000  # vectors that are kept
-MOST_BYTES = 4 << 20  # of all of them together, in float16
+MOST_BYTES = 4 << 20  # of all vectors that are kept together, in float16
 NEIGHBORS = 5
 REFERENCES = "references.safetensors"
 
@@ -89,18 +88,18 @@ class References:
         )  # fmt: skip
 
 
-def sampled(sequences: Sequence[str], dim: int, seed: int) -> list[int]:
+def sampled(sequences: Sequence[str], dim: int, seed: int, *, most: int) -> list[int]:
     """The places of the training sequences whose vectors are kept: each sequence once; none of fewer than two.
 
-    >>> sampled(["MK", "MK", "GG"], 8, 0)
+    >>> sampled(["MK", "MK", "GG"], 8, 0, most=100)
     [0, 2]
     """
     first = list({sequence: place for place, sequence in reversed(list(enumerate(sequences)))}.values())[::-1]
-    count = min(MOST, MOST_BYTES // (2 * dim))
-    if len(first) < 2:
+    count = min(most, MOST_BYTES // (2 * dim))
+    if min(count, len(first)) < 2:
         return []
     if len(first) > count:
-        chosen = np.random.default_rng(seed).choice(len(first), max(2, count), replace=False)
+        chosen = np.random.default_rng(seed).choice(len(first), count, replace=False)
         first = [first[place] for place in sorted(chosen.tolist())]
     return first
 

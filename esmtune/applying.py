@@ -163,7 +163,7 @@ def predict(
     if applicability and predictor.references is None:
         raise ValueError(
             "this predictor keeps nothing of its training sequences to compare with: train it anew, with this release "
-            "and without --no-applicability."
+            "and without --references 0."
         )
     names = [*names, *(("distance", "notes") if applicability else ())]
     clash = [name for name in (*names, "problem") if name in table.frame.columns]

@@ -150,8 +150,9 @@ class TrainConfig:
     scaling: Scaling = "none"
     """Mend the probabilities of classes by half of the calibration rows: by one temperature, or isotonic; sets are
     calibrated by the other half."""
-    applicability: bool = True
-    """Keep vectors of some training sequences with the predictor, so that it can say how far from them another is."""
+    references: int = 2000
+    """Keep vectors of at most so many training sequences with the predictor (4 MiB at most), so that it can say how far
+    from them another is; 0 keeps none."""
     self_contained: bool = False
     """Save a frozen encoder with the predictor, so that it needs no other file."""
 
@@ -160,7 +161,7 @@ class TrainConfig:
                     "patience": 1, "devices": 1, "num_nodes": 1, "max_length": 1, "seed": 0, "seeds": 1, "folds": 1,
                     "checkpoint_minutes": 0, "ema": 0,
                     "head_learning_rate": 0, "encoder_learning_rate": 0, "weight_decay": 0, "clip": 0,
-                    "dropout_samples": 0}  # fmt: skip
+                    "dropout_samples": 0, "references": 0}  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:

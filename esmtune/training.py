@@ -148,7 +148,7 @@ def train_once(
 def _references(inputs: Inputs, train: list[int], config: TrainConfig) -> dict[str, Tensor]:
     """What the training sequences look like to the head, if that is to be kept."""
     predictor, sequences = inputs.predictor, [inputs.sequences[i] for i in train]
-    chosen = sampled(sequences, predictor.features_dim, config.seed) if config.applicability else []
+    chosen = sampled(sequences, predictor.features_dim, config.seed, most=config.references)
     if not chosen or not predictor.head.standardizes:
         return {}
     pooled = inputs.pooled([train[place] for place in chosen], "measuring")

@@ -186,7 +186,7 @@ def test_intervals_in_the_shell(runs, shell, tmp_path):
 
 
 def test_a_predictor_without_either_says_how_to_train_one_that_has_it(tiny):
-    options = {"encoder": str(tiny), "max_steps": 2, "calibration_fraction": 0.0, "applicability": False}
+    options = {"encoder": str(tiny), "max_steps": 2, "calibration_fraction": 0.0, "references": 0}
     run = esmtune.train(table().filter(pl.col("split") != "calibration"), **options)
     assert "calibration" not in run.metrics
     assert run.metrics["records"]["valid"] == 10
@@ -277,6 +277,6 @@ def test_distances_are_shares_of_leave_one_out_distances():
 
 def test_no_more_vectors_are_kept_than_there_is_room_for():
     names = [f"M{'K' * n}" for n in range(3000)]
-    assert len(sampled(names, 8, 0)) == 2000
-    assert len(sampled(names, 8960, 0)) == (4 << 20) // (2 * 8960)
-    assert sampled(["MK", "MK"], 8, 0) == []
+    assert len(sampled(names, 8, 0, most=2000)) == 2000
+    assert len(sampled(names, 8960, 0, most=2000)) == (4 << 20) // (2 * 8960)
+    assert sampled(["MK", "MK"], 8, 0, most=2000) == []
