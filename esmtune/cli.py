@@ -1,4 +1,4 @@
-"""The shell: its entry, and the verbs. Beside it only terminal and surveys print, and only main exits."""
+"""The shell: its entry, and the verbs. Beside it only terminal and surveys print or exit."""
 
 import importlib
 import os
@@ -27,7 +27,7 @@ from esmtune.terminal import (
     messages,
     print_scores,
     results,
-)  # fmt: skip
+)
 
 DIVERGED = 3  # exit code of a run whose numbers ceased to be finite
 PARTS = ("--task", "--head", "--tuning")  # --head mlp is short for --head.name mlp

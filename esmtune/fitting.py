@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from esmtune.config import TrainConfig
 from esmtune.curation import Curated, curate_training
 from esmtune.events import Notice, Watcher, silent
+from esmtune.examination import examine, refuse_errors, said
 from esmtune.registry import nearest
 from esmtune.runs import Run, metrics_of, predictions_of, resolved, write_run
 from esmtune.writers import check_out
@@ -56,6 +57,8 @@ def train(
     if path is not None:
         check_out(path, overwrite=overwrite, kind="folder")
     curated = curate_training(data, config)
+    findings = examine(curated)
+    refuse_errors(findings)
     notices: list[str] = []
 
     def hear(event: Any) -> None:
@@ -63,7 +66,7 @@ def train(
             notices.append(event.text)
         watch(event)
 
-    for text in curated.dataset.notices:
+    for text in (*curated.dataset.notices, *said(findings)):
         hear(Notice(text))
 
     from esmtune.journal import Journal
@@ -82,6 +85,7 @@ def train(
             hear(Notice(f"Logs, until they move to {path}: {logs}"))
         trained = train_members(config, curated.dataset, curated.folds, journal, hear, logs)
         run = _run_of(trained, curated, config, tuple(notices), path)
+        run.metrics["data"] = {"rows": curated.rows, "findings": [asdict(finding) for finding in findings]}
         if path is not None and trained.is_main:
             write_run(run, path, data, curated.dataset, logs=logs, seconds=time.time() - started)
             journal.close()

@@ -72,11 +72,6 @@ def with_splits(
         notices.append(f"Split: {sizes} ({' and '.join(names)} drawn {how}, seed {config.seed}). {RELATED}")
     else:
         notices.append(f"Split: {sizes}.")
-    learned = {r.sequence for r in records if r.split == "train"}
-    for split in ("valid", "test"):
-        again = sum(r.split == split and r.sequence in learned for r in records)
-        if again:
-            notices.append(f"LEAK: {again:,} of the {counts[split]:,} {split} rows have a sequence that is trained on.")
     if not counts["valid"] and folds == 1:
         notices.append("There are no validation rows: the weights after the last step are kept.")
     if not counts["test"]:

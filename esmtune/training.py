@@ -78,6 +78,8 @@ def train_once(
     elif predictor.head.is_solved:
         now.is_due = True
     diverged = None
+    model.train()
+    live = {n: w for n, w in predictor.state_dict().items() if n in now.average}
 
     try:
         for step, epoch, places, is_last_of_epoch in schedule:
@@ -86,7 +88,6 @@ def train_once(
             if step > now.step:
                 # One step: the loss is the sum over all labeled points of the global batch, divided by
                 # their count, however the batch is split into micro-batches and over processes.
-                model.train()
                 batch = [train[place] for place in places]
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * schedule.factor(step)
@@ -100,7 +101,7 @@ def train_once(
                 optimizer.step()
                 optimizer.zero_grad()
                 if now.average:
-                    moved_average(now.average, predictor.state_dict(), (config.ema or 0.0) * schedule.per_epoch, step)
+                    moved_average(now.average, live, (config.ema or 0.0) * schedule.per_epoch, step)
                 now.step, now.is_due = step, is_last_of_epoch
                 if fabric.is_global_zero and journal.is_due:
                     journal.save(name, entry_of(now, predictor, optimizer))
