@@ -13,7 +13,6 @@ without half of the validation rows (20 %) kept for calibration.
 
 import argparse
 import json
-import platform
 import statistics
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from hardware import processor
 from scipy.stats import betabinom
 
 import esmtune
@@ -115,13 +115,6 @@ def choosing(name: str, args: argparse.Namespace) -> dict[str, Any]:
     return {"r2": scores, "difference": statistics.fmean(gaps), "sd": statistics.stdev(gaps)}
 
 
-def cpu() -> str:
-    """What the processor calls itself."""
-    file = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in file.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main() -> None:
     every = [*ROWS, "choosing-if1", "choosing-pten"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -139,7 +132,7 @@ def main() -> None:
             "row": name, "resamplings": args.resamplings, **found,
             **({} if name.startswith("choosing") else {"steps": args.steps}),
             "date": datetime.now(UTC).date().isoformat(),
-            "hardware": f"{cpu()}, {torch.get_num_threads()} threads",
+            "hardware": f"{processor()}, {torch.get_num_threads()} threads",
             "versions": {"esmtune": esmtune.__version__, "torch": torch.__version__, "numpy": np.__version__},
         }  # fmt: skip
         (args.results / f"coverage-{name}.json").write_text(json.dumps(found, indent=2) + "\n")
