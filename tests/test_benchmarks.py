@@ -10,7 +10,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import TEN
+
+from tests.conftest import TEN
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
