@@ -126,9 +126,9 @@ def train_once(
             last = moving(predictor)
         with _wearing(predictor, now.weights):  # no longer than this, for a run may be stopped here and go on
             outputs = inputs.said([*train, *valid], "predicting")
+            references = _references(inputs, train, config)
             if calibration or test:  # read here for the first time
                 outputs = torch.cat((outputs, inputs.said([*calibration, *test], "testing")), dim=1)
-            references = _references(inputs, train, config)
     except Terminated:
         if fabric.is_global_zero:
             journal.save(name, entry_of(now, predictor, optimizer))

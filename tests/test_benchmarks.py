@@ -43,7 +43,7 @@ def benchmark_speed(tmp_path):
 
 
 def benchmark_embed():
-    assert "ratio" in run("embed", "--rounds", 1, "--threads", 1)
+    assert "ratio" in run("embed", "--rounds", 1, "--threads", 1, "--sequences", 4)
 
 
 def benchmark_cache(table, tiny):
