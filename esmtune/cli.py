@@ -1,4 +1,4 @@
-"""The shell: its entry, and the verbs. Beside it only terminal and surveys print, and only main exits."""
+"""The shell: its entry, and the verbs. Beside it only terminal and surveys print or exit."""
 
 import importlib
 import os
@@ -28,7 +28,7 @@ from esmtune.terminal import (
     print_comparison,
     print_scores,
     results,
-)  # fmt: skip
+)
 
 DIVERGED = 3  # exit code of a run whose numbers ceased to be finite
 PARTS = ("--task", "--head", "--tuning")  # --head mlp is short for --head.name mlp
@@ -133,9 +133,11 @@ def evaluate(
     ] = None,
     sequence: Sequence = None,
     id: Identifier = None,
-    split: Annotated[str | None, Parameter(help="The column that says train, valid or test.")] = None,
+    split: Annotated[str | None, Parameter(help="The column that says train, valid, calibration or test.")] = None,
     mask: Annotated[str | None, Parameter(help="The column that says which residues count.")] = None,
-    subset: Annotated[Literal["train", "valid", "test"] | None, Parameter(help="Only the rows of this split.")] = None,
+    subset: Annotated[
+        Literal["train", "valid", "calibration", "test"] | None, Parameter(help="Only the rows of this split.")
+    ] = None,
     skip_bad_rows: Skip = False,
     encoder: Encoder = None,
     accelerator: Device = "auto",
@@ -165,6 +167,13 @@ def predict(
     overwrite: Overwrite = False,
     sequence: Sequence = None,
     probabilities: Annotated[bool, Parameter(help="Of residues too, probabilities and spreads.")] = False,
+    interval: Annotated[
+        float | None, Parameter(help="Also lower and upper, or a set of classes, that hold this share of the truth.")
+    ] = None,
+    applicability: Annotated[
+        bool, Parameter(help="Also how far each row is from the training data, and what is new in it.", negative="")
+    ] = False,
+    conditional: Annotated[bool, Parameter(help="--interval for each class by itself.", negative="")] = False,
     encoder: Encoder = None,
     verify: Annotated[bool, Parameter(help="First recompute three outputs saved with the predictor.")] = False,
     accelerator: Device = "auto",
@@ -175,8 +184,8 @@ def predict(
     with Bars() as bars:
         frame = esmtune.predict(
             run, data, out=out, overwrite=overwrite, sequence=sequence, probabilities=probabilities,
-            encoder=encoder, verify=verify, accelerator=accelerator, precision=precision,
-            tokens_per_batch=tokens_per_batch, watch=bars,
+            interval=interval, conditional=conditional, applicability=applicability, encoder=encoder, verify=verify,
+            accelerator=accelerator, precision=precision, tokens_per_batch=tokens_per_batch, watch=bars,
         )  # fmt: skip
     if out is None:
         from esmtune.writers import flat

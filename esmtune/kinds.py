@@ -114,6 +114,10 @@ class Task(ABC):
             said = torch.tensor([list(self.probabilities(m).values()) for m in members], dtype=torch.float64).mT
         return said.std(0, correction=0).amax(-1).tolist()
 
+    def doubt(self, members: Float[Tensor, "members points outputs"]) -> list[float] | None:
+        """How far off each prediction may be, as far as the members or the outputs say; None if they do not."""
+        return self.disagreement(members) if len(members) > 1 else None
+
     def translated(self, outputs: Float[Tensor, "points outputs"], other: "Task") -> Float[Tensor, "points outputs"]:
         """Outputs that mean something to another task, fitted to the same targets, as ones that mean it to this."""
         return outputs

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from esmtune.applicability import References
 from esmtune.composition import Origin, compose, decided, find_origin, fit_task
 from esmtune.config import TrainConfig
 from esmtune.encoders import encoder_digest
@@ -23,6 +24,7 @@ from esmtune.features import Kept
 from esmtune.journal import Entry, Journal, asked_to_stop
 from esmtune.masking import Masking, guessed
 from esmtune.metrics import LOWER_IS_BETTER, Scores
+from esmtune.partition import with_calibration
 from esmtune.predictor import Predictor
 from esmtune.processes import launched
 from esmtune.records import Dataset, Label
@@ -53,6 +55,7 @@ class Trained:
     members: list[Member]
     fitted: list[Fitted]
     collapsed: list[str]  # names of members that learned nothing, and are no part of the predictor
+    draws: Float[Tensor, "members draws points outputs"]  # of the dropout of each member, of which answers are the mean
     answers: Float[Tensor, "members points outputs"]  # of all members, for the labeled records, in one unit
     outputs: Float[Tensor, "points outputs"]  # of the predictor; with folds of those that had not seen the point
     task: Task
@@ -73,7 +76,11 @@ def members_of(config: TrainConfig, data: Dataset, folds: int) -> list[Member]:
     members = []
     for number in range(folds):
         split = {place: "valid" if found == number else "train" for place, found in fold.items()}
-        records = tuple(replace(r, split=split[p]) if p in split else r for p, r in enumerate(data.records))
+        records = [replace(r, split=split[p]) if p in split else r for p, r in enumerate(data.records)]
+        given = any(r.split == "calibration" for r in records) or all(
+            task[t.kind].reads == "names" or t.kind == "mlm" for t in data.targets
+        )
+        records = tuple(with_calibration(records, config, seed=config.seed + number, given=given)[0])
         members.append(Member(name=f"fold-{number}", config=config, data=replace(data, records=records)))
     return members
 
@@ -106,7 +113,13 @@ def train_members(
             _assembled(member, origin, fitted_task, found) for member, found in zip(members, fitted, strict=True)
         ]
     common = predictors[0].task
-    answers = torch.stack([common.translated(f.outputs, p.task) for f, p in zip(fitted, predictors, strict=True)])
+    draws = torch.stack(
+        [
+            torch.stack([common.translated(draw, p.task) for draw in f.outputs])
+            for f, p in zip(fitted, predictors, strict=True)
+        ]
+    )
+    answers = torch.stack([common.average(own) for own in draws])
     collapsed = _collapsed(members, fitted, fitted_task) if config.seeds > 1 else []
     for name in collapsed:
         watch(Notice(f"COLLAPSED: {name} learned nothing that the other seeds did, and is left out of the predictor."))
@@ -122,6 +135,7 @@ def train_members(
         members=members,
         fitted=fitted,
         collapsed=collapsed,
+        draws=draws,
         answers=answers,
         outputs=outputs,
         task=common,
@@ -194,12 +208,14 @@ def _assembled(member: Member, origin: Origin, fitted_task: Task, fitted: Fitted
     torch.manual_seed(member.config.seed)
     predictor = compose(member.config, member.data, origin, fitted_task, silent)
     predictor.load_state_dict(fitted.weights, strict=False)
+    predictor.references = References.from_tensors(fitted.references)
     return predictor.with_task(task.load(fitted.task)).eval()
 
 
 def _last(predictor: Predictor, fitted: Fitted) -> Predictor:
     """The same predictor with the weights after the last step."""
     last = copy.deepcopy(predictor)
+    last.references = None  # they are what the best weights make of the training sequences
     last.load_state_dict(fitted.last, strict=False)
     return last
 
@@ -208,7 +224,7 @@ def _out_of_fold(members: Sequence[Member], answers: Tensor, outputs: Tensor) ->
     """For each point the answer of the member that did not learn from it; for test points that of all."""
     outputs = outputs.clone()
     for number, member in enumerate(members):
-        held_out = [r.split == "valid" for r in member.data.of(None) for _ in r.labels]
+        held_out = [r.split in ("valid", "calibration") for r in member.data.of(None) for _ in r.labels]
         outputs[torch.tensor(held_out)] = answers[number][torch.tensor(held_out)]
     return outputs
 

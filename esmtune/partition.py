@@ -1,6 +1,8 @@
 """Which rows are held out, and whether validation goes by folds."""
 
+import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from esmtune.config import TrainConfig
 from esmtune.datasets import Columns
@@ -13,6 +15,8 @@ RELATED = (
 )
 
 FOLDS = 5
+
+LEAST_HALF = 20  # sequences: with less for the choice of weights or for calibration, none are kept for it
 
 FEW = 10  # sequences: with less for validation it goes by folds, unless there are less in all
 
@@ -68,13 +72,27 @@ def with_splits(
         notices.append(f"Split: {sizes} ({' and '.join(names)} drawn {how}, seed {config.seed}). {RELATED}")
     else:
         notices.append(f"Split: {sizes}.")
-    learned = {r.sequence for r in records if r.split == "train"}
-    for split in ("valid", "test"):
-        again = sum(r.split == split and r.sequence in learned for r in records)
-        if again:
-            notices.append(f"LEAK: {again:,} of the {counts[split]:,} {split} rows have a sequence that is trained on.")
     if not counts["valid"] and folds == 1:
         notices.append("There are no validation rows: the weights after the last step are kept.")
     if not counts["test"]:
         notices.append("There are no test rows: nothing says how good the predictor is on data it has not seen.")
     return records, notices
+
+
+def with_calibration(
+    records: Sequence[Record], config: TrainConfig, *, seed: int, given: bool = False
+) -> tuple[list[Record], int, int]:
+    """Keep a part of the validation sequences from the choice of weights: they are for calibration.
+
+    Returns the records, how many of them are for calibration now, and of how many. Where the data have such rows
+    already (`given`), no others are drawn.
+    """
+    valid = list(dict.fromkeys(r.sequence for r in records if r.split == "valid" and r.is_labeled))
+    fraction = 0.5 if config.calibration_fraction is None else config.calibration_fraction
+    number = min(round(len(valid) * fraction), len(valid) - 1)
+    if given or number < 1 or (config.calibration_fraction is None and number < LEAST_HALF):
+        return list(records), 0, 0
+    chosen = set(random.Random(f"calibration {seed}").sample(valid, number))
+    before = sum(r.split == "valid" for r in records)
+    new = [replace(r, split="calibration") if r.split == "valid" and r.sequence in chosen else r for r in records]
+    return new, before - sum(r.split == "valid" for r in new), before

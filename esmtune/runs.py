@@ -50,8 +50,9 @@ def readings(
 ) -> pl.DataFrame:
     """What the answers of one or more members mean, a row a sequence, in the form of the labels.
 
-    Columns are `prediction` and, with `details`, `probability_CLASS` and, of several members, `spread`: the
-    standard deviation of what they say. Of several targets each column ends in the target's name.
+    Columns are `prediction` and, with `details`, `probability_CLASS` and `spread`, a standard deviation: of what
+    several members say, and what a loss learned of how far off a number may be. Of several
+    targets each column ends in the target's name.
     """
     columns: list[pl.Series] = []
     for target, (name, part, place) in zip(targets, task.parts(), strict=True):
@@ -71,7 +72,8 @@ def readings(
             plain = replace(plain, form="one" if plain.form == "columns" else plain.form)
             numbers = part.probabilities(outputs).items()
             found = [(f"probability{end}_{label}", values) for label, values in numbers]
-            found += [(f"spread{end}", part.disagreement(members))] if len(members) > 1 else []
+            doubt = part.doubt(members)
+            found += [(f"spread{end}", doubt)] if doubt is not None else []
             for column, values in found:
                 dtype = pl.Float32 if plain.form == "one" else _dtype(plain, "number")
                 columns.append(pl.Series(column, _cells(plain, values, counts), dtype=dtype))
@@ -110,6 +112,7 @@ def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig, watch:
             "train": len(dataset.of("train")),
             "valid": len(dataset.of("train" if trained.by_fold else "valid")),
             "test": len(dataset.of("test")),
+            **({"calibration": kept} if (kept := _kept_for_calibration(trained, dataset)) else {}),
         },
     }
     if len(trained.members) == 1:
@@ -127,6 +130,12 @@ def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig, watch:
     if len(trained.members) > 1:
         metrics |= summary(trained)
     return metrics
+
+
+def _kept_for_calibration(trained: "Trained", dataset: Dataset) -> int:
+    """How many records chose no weights; with folds each counts once."""
+    drawn = {r.where for member in trained.members for r in member.data.of("calibration")} if trained.by_fold else ()
+    return len(drawn) or len(dataset.of("calibration"))
 
 
 def predictions_of(trained: "Trained", dataset: Dataset) -> pl.DataFrame:
@@ -147,11 +156,24 @@ def predictions_of(trained: "Trained", dataset: Dataset) -> pl.DataFrame:
         folds = [None] * len(records)
         for number, member in enumerate(trained.members):
             for place, record in enumerate(member.data.of(None)):
-                folds[place] = number if record.split == "valid" else folds[place]  # pyright: ignore[reportCallIssue, reportArgumentType]
+                folds[place] = number if record.split in ("valid", "calibration") else folds[place]  # pyright: ignore[reportCallIssue, reportArgumentType]
         frame = frame.with_columns(pl.Series("fold", folds, dtype=pl.Int64))
     else:
-        answers = trained.answers[kept]
-    return frame.hstack(readings(trained.task, dataset.targets, answers, counts, details=details))
+        answers = trained.draws[kept].flatten(0, 1)
+    frame = frame.hstack(readings(trained.task, dataset.targets, answers, counts, details=details))
+    return frame.hstack(_bounds_of_test(trained, dataset, counts))
+
+
+def _bounds_of_test(trained: "Trained", dataset: Dataset, counts: Sequence[int]) -> pl.DataFrame:
+    """The usual intervals or sets of test records, and nothing of the others; no columns where there are none."""
+    from esmtune.reliability import USUAL_LEVEL, bound_columns, is_possible, together
+
+    found = [c for c in trained.predictor.calibration if is_possible(c, USUAL_LEVEL)]
+    is_test = pl.Series([r.split == "test" for r in dataset.of(None)], dtype=pl.Boolean)
+    if not found or not is_test.any():
+        return pl.DataFrame()
+    bounds = bound_columns(trained.task, dataset.targets, found, together(trained), counts, USUAL_LEVEL)
+    return bounds.select(pl.when(is_test).then(pl.col(name)).alias(name) for name in bounds.columns)
 
 
 def resolved(config: TrainConfig, curated: Curated, spec: "Spec") -> TrainConfig:

@@ -63,6 +63,8 @@ class Bars:
         if isinstance(event, events.Notice):
             self.progress.console.print(event.text, markup=False, soft_wrap=True)
             return
+        if self.progress.disable:
+            return
         if event.stage not in self.stages:
             self.stages[event.stage] = self.progress.add_task(
                 event.stage, total=event.total, unit=event.unit, note="", rate=""

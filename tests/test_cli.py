@@ -106,7 +106,7 @@ def test_a_wrong_command_line_ends_with_a_sentence(shell, tmp_path, monkeypatch,
         (["--task", "rank"], "there is no task 'rank'"),
         (
             ["--task", "regression", "--task.loss", "cubic"],
-            "there is no loss 'cubic'. There are: absolute, huber",
+            "there is no loss 'cubic'. There are: absolute, gaussian, huber",
         ),
         (["--metric", "auroc"], "there is no metric 'auroc' for regression"),
         (["--accelerator", "cuda"], "there is no accelerator 'cuda' here"),

@@ -353,6 +353,7 @@ def test_the_same_sequence_on_both_sides_of_a_split_is_said(tiny):
                          "split": ["train"] * 8 + ["valid", "test", "test", "train"]})  # fmt: skip
     train(tiny, rows, max_steps=1, folds=None, watch=said.append)
     texts = [getattr(event, "text", "") for event in said]
-    assert [text for text in texts if "LEAK" in text] == [
-        "LEAK: 1 of the 2 test rows have a sequence that is trained on."
+    assert [text for text in texts if "(leak)" in text] == [
+        "Data (leak): 1 sequence stands in more than one split (1 of the 2 test rows are trained on too). There the "
+        "scores measure memory, not prediction. Leave each sequence in one split only."
     ]
