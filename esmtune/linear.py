@@ -32,8 +32,8 @@ def linear_map(
     """Find the map of standardized numbers with the least loss of a task under a penalty, and that penalty.
 
     Of numbers this is ridge regression, of classes penalized logistic regression. Points of unknown label and
-    weight zero are no part of it. The penalty is the one of `ridge.CLOSE` or `ridge.PENALTIES` that predicts best what is held
-    out: each point in turn where labels are numbers, a fifth of the groups of points otherwise.
+    weight zero are no part of it. The penalty is the one of `ridge.CLOSE` or `ridge.PENALTIES` that predicts best what
+    is held out: each point in turn where labels are numbers, a fifth of the groups of points otherwise.
 
     >>> x = np.arange(12.0)[:, None]
     >>> labels = [3 * float(value) + 1 for value in x[:, 0]]

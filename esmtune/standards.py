@@ -67,7 +67,10 @@ def _folds(trained: Trained, records: Sequence[Record]) -> list[tuple[list[Recor
     for member in trained.members:
         own = [(old, new) for old, new in zip(records, member.data.of(None), strict=True) if old.split == "train"]
         found.append(
-            ([new for _, new in own if new.split == "train"], [i for i, (_, r) in enumerate(own) if r.split in ("valid", "calibration")])
+            (
+                [new for _, new in own if new.split == "train"],
+                [i for i, (_, r) in enumerate(own) if r.split in ("valid", "calibration")],
+            )
         )
     return found
 
