@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esmtune.applying import embed, evaluate, load, merge, predict
+    from esmtune.checking import Check, check
+    from esmtune.diagnosis import doctor
     from esmtune.encoders import load_encoder, save_huggingface
     from esmtune.ensembles import Ensemble
     from esmtune.fitting import train
@@ -20,9 +22,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = [
+    "Check",
     "Ensemble",
     "Predictor",
     "Run",
+    "check",
+    "doctor",
     "embed",
     "evaluate",
     "load",
@@ -36,6 +41,9 @@ __all__ = [
 
 # Imported on first use: importing esmtune itself costs nothing.
 _ROOMS = {
+    "doctor": "diagnosis",
+    "Check": "checking",
+    "check": "checking",
     "load_encoder": "encoders",
     "save_huggingface": "encoders",
     "Ensemble": "ensembles",

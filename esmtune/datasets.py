@@ -21,6 +21,7 @@ USUAL_NAMES = {
 SPLITS: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
+    **dict.fromkeys(("calibration", "calib"), "calibration"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 
@@ -202,7 +203,7 @@ def _split(value: Any, flag: Any) -> Split:
     name = "" if value is None else str(value).strip().lower()
     if name not in SPLITS:
         got = f"the split is {value!r}" if name else "the split is empty"
-        raise ValueError(f"{got}; it can be train, valid or test")
+        raise ValueError(f"{got}; it can be train, valid, calibration or test")
     if SPLITS[name] == "train" and as_text(flag) in ("true", "1"):
         return "valid"
     return SPLITS[name]

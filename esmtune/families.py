@@ -10,8 +10,8 @@ from jaxtyping import Int
 
 from esmtune.identity import CHECKED, IDENTITY, Pairs, components, related, search
 from esmtune.records import Record
+from esmtune.schemes import Folded, Parted, Scheme, by_name, by_number, strata_of, weights_of
 from esmtune.splits import deal_groups
-from esmtune.ways import Folded, Parted, Way, by_name, by_number, strata_of, weights_of
 
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)  # that are tried in turn where all sequences are related at the first
 BOTH_WAYS = 1e12  # residues of held-out sequences times those of all
@@ -41,7 +41,7 @@ class _Checked:
 
 
 def _check(
-    sequences: Sequence[str], parts: Int[np.ndarray, "n"], queries: np.ndarray, threshold: float, way: Way
+    sequences: Sequence[str], parts: Int[np.ndarray, "n"], queries: np.ndarray, threshold: float, scheme: Scheme
 ) -> _Checked:
     """Search held-out sequences against all others, independently of how the families were found.
 
@@ -52,12 +52,12 @@ def _check(
     own = np.array([len(sequences[p]) for p in places.tolist()], dtype=np.float64)
     chosen = places
     if own.sum() * total > CHECKED:
-        order = np.random.default_rng(way.seed).permutation(len(places))
+        order = np.random.default_rng(scheme.seed).permutation(len(places))
         few = max(1, int(np.searchsorted(np.cumsum(own[order]) * total, CHECKED)))
         chosen = places[np.sort(order[:few])]
     if not len(chosen):
         return _Checked(pairs=Pairs(first=chosen, second=chosen, identity=chosen.astype(np.float64)), queries=0, of=0)
-    wanted = {"coverage": way.coverage, "threshold": threshold, "thorough": True}
+    wanted = {"coverage": scheme.coverage, "threshold": threshold, "thorough": True}
     own_sequences = [sequences[p] for p in chosen.tolist()]
     found = search(own_sequences, sequences, **wanted)
     if own.sum() * total <= BOTH_WAYS:  # an alignment from the other end can be another one
@@ -71,7 +71,9 @@ def _crossing(pairs: Pairs, parts: Int[np.ndarray, "n"]) -> Pairs:
     return pairs.where(parts[pairs.first] != parts[pairs.second])
 
 
-def split_by_identity(records: Sequence[Record], way: Way, valid: float, test: float, pairs: Pairs | None) -> Parted:
+def split_by_identity(
+    records: Sequence[Record], scheme: Scheme, valid: float, test: float, pairs: Pairs | None
+) -> Parted:
     """Deal whole families into parts, search for pairs that cross, and mend what is found.
 
     Raises:
@@ -79,15 +81,15 @@ def split_by_identity(records: Sequence[Record], way: Way, valid: float, test: f
     """
     weights = Counter(r.sequence for r in records)
     sequences, strata, rows = list(weights), strata_of(records), weights_of(weights)
-    threshold = IDENTITY if way.identity is None else way.identity
-    pairs = related(sequences, threshold=threshold, coverage=way.coverage) if pairs is None else pairs
+    threshold = IDENTITY if scheme.identity is None else scheme.identity
+    pairs = related(sequences, threshold=threshold, coverage=scheme.coverage) if pairs is None else pairs
     shares = (1 - valid - test, valid, test)
     parts, families, checked = rows, rows, None
     for _ in range(3):
         families = components(pairs.above(threshold), len(sequences))
-        parts = deal_groups(families, strata, rows, shares, way.seed)
+        parts = deal_groups(families, strata, rows, shares, scheme.seed)
         _enough_held_out(parts, rows, shares, families, threshold)
-        checked = _check(sequences, parts, parts > 0, threshold, way)
+        checked = _check(sequences, parts, parts > 0, threshold, scheme)
         if not len(checked.pairs.first):
             break
         # What the first search missed: these families are one. They go to training whole if that leaves enough; since
@@ -101,7 +103,7 @@ def split_by_identity(records: Sequence[Record], way: Way, valid: float, test: f
             break
     assert checked is not None
     left = _crossing(checked.pairs, parts)
-    facts = {"method": "identity", "seed": way.seed, "identity": threshold, "coverage": way.coverage,
+    facts = {"method": "identity", "seed": scheme.seed, "identity": threshold, "coverage": scheme.coverage,
              "families": int(families.max()) + 1, **checked.facts(left, records)}  # fmt: skip
     which = "all" if checked.queries == checked.of else f"{checked.queries:,} of the"
     said = f"searched for again, {which} {checked.of:,} held-out sequences, no pair crosses"
@@ -109,7 +111,7 @@ def split_by_identity(records: Sequence[Record], way: Way, valid: float, test: f
         said = f"searched for again, {facts['violations']:,} pairs cross, which could not be mended"
     text = (
         f"by identity: {facts['families']:,} families, in which sequences of at least {threshold:.0%} identity over "
-        f"{way.coverage:.0%} of the shorter one are together; {said}"
+        f"{scheme.coverage:.0%} of the shorter one are together; {said}"
     )
     return Parted(parts=by_name(weights, parts), text=text, facts=facts)
 
@@ -133,21 +135,21 @@ def _enough_held_out(
     )
 
 
-def feasible(records: Sequence[Record], way: Way, *, valid: float, test: float, pairs: Pairs) -> float | None:
+def feasible(records: Sequence[Record], scheme: Scheme, *, valid: float, test: float, pairs: Pairs) -> float | None:
     """The first threshold from which the families can be dealt in about the shares that are asked for."""
     weights = Counter(r.sequence for r in records)
     rows, shares = weights_of(weights), (1 - valid - test, valid, test)
-    first = IDENTITY if way.identity is None else way.identity
-    tried = [first] if way.identity is not None else [t for t in THRESHOLDS if t >= first]
+    first = IDENTITY if scheme.identity is None else scheme.identity
+    tried = [first] if scheme.identity is not None else [t for t in THRESHOLDS if t >= first]
     for threshold in tried:
         families = components(pairs.above(threshold), len(weights))
-        parts = deal_groups(families, strata_of(records), rows, shares, way.seed)
+        parts = deal_groups(families, strata_of(records), rows, shares, scheme.seed)
         if _held(parts, rows, shares) >= ENOUGH:
             return threshold
     return None
 
 
-def folds_by_identity(records: Sequence[Record], way: Way, folds: int, pairs: Pairs | None) -> Folded:
+def folds_by_identity(records: Sequence[Record], scheme: Scheme, folds: int, pairs: Pairs | None) -> Folded:
     """Deal whole families into folds of about one size.
 
     Raises:
@@ -155,8 +157,8 @@ def folds_by_identity(records: Sequence[Record], way: Way, folds: int, pairs: Pa
     """
     weights = Counter(r.sequence for r in records)
     sequences = list(weights)
-    threshold = IDENTITY if way.identity is None else way.identity
-    pairs = related(sequences, threshold=threshold, coverage=way.coverage) if pairs is None else pairs
+    threshold = IDENTITY if scheme.identity is None else scheme.identity
+    pairs = related(sequences, threshold=threshold, coverage=scheme.coverage) if pairs is None else pairs
     families = components(pairs.above(threshold), len(sequences))
     if families.max() + 1 < folds:
         raise ValueError(
@@ -164,12 +166,12 @@ def folds_by_identity(records: Sequence[Record], way: Way, folds: int, pairs: Pa
             "folds. Give a higher --identity, or another method."
         )
     shares = [1 / folds] * folds
-    parts = deal_groups(families, strata_of(records), weights_of(weights), shares, way.seed)
-    checked = _check(sequences, parts, np.ones(len(sequences), dtype=bool), threshold, way)
+    parts = deal_groups(families, strata_of(records), weights_of(weights), shares, scheme.seed)
+    checked = _check(sequences, parts, np.ones(len(sequences), dtype=bool), threshold, scheme)
     if len(checked.pairs.first):  # what the first search missed; all were looked up, so that nothing is missed now
         families = components(pairs.above(threshold).with_more(checked.pairs), len(sequences))
-        parts = deal_groups(families, strata_of(records), weights_of(weights), shares, way.seed)
+        parts = deal_groups(families, strata_of(records), weights_of(weights), shares, scheme.seed)
     left = _crossing(checked.pairs, parts)
-    facts = {"method": "identity", "seed": way.seed, "identity": threshold, "coverage": way.coverage,
+    facts = {"method": "identity", "seed": scheme.seed, "identity": threshold, "coverage": scheme.coverage,
              **checked.facts(left, records)}  # fmt: skip
     return Folded(held=by_number(weights, parts), text=f"by families of at least {threshold:.0%} identity", facts=facts)

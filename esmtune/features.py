@@ -53,7 +53,7 @@ class Features:
 
     def __call__(self, sequences: Sequence[str]) -> tuple[tuple[int, ...], Float[Tensor, "points channels"]]:
         """How many points each sequence has, and the features of all of them; they must have been prepared."""
-        parts = [torch.cat(self._kept[sequence], dim=1) for sequence in sequences]
+        parts = [found[0] if len(found := self._kept[s]) == 1 else torch.cat(found, dim=1) for s in sequences]
         return tuple(map(len, parts)), torch.cat([torch.empty(0, self.predictor.features_dim), *parts])
 
     def prepare(self, sequences: Sequence[str], stage: str) -> None:

@@ -12,6 +12,7 @@ from esmtune.families import folds_by_identity, split_by_identity
 from esmtune.identity import Pairs
 from esmtune.labels import as_number, as_text
 from esmtune.records import Record, Split, Table
+from esmtune.schemes import Folded, Parted, Scheme, by_name, by_number, known_split, strata_of, weights_of
 from esmtune.splits import deal_groups, folds_of, split_at_random
 from esmtune.variants import (
     Variants,
@@ -20,14 +21,15 @@ from esmtune.variants import (
     parts_by_position,
     variants_of,
 )
-from esmtune.ways import Folded, Parted, Way, by_name, by_number, known_split, strata_of, weights_of
 
 Method = Literal["random", "stratified", "identity", "position", "mutations", "segment", "time"]
 METHODS: tuple[str, ...] = get_args(Method)
 IN_ORDER = ("mutations", "time")  # what comes later is held out: folds go forward, and a seed changes nothing
 
 
-def split_by(records: Sequence[Record], way: Way, *, valid: float, test: float, pairs: Pairs | None = None) -> Parted:
+def split_by(
+    records: Sequence[Record], scheme: Scheme, *, valid: float, test: float, pairs: Pairs | None = None
+) -> Parted:
     """Hold out shares of the records for validation and test, by any method. Copies of a sequence stay together.
 
     `pairs` are related pairs of the sequences, each once and in order of appearance, if they are known already.
@@ -37,79 +39,81 @@ def split_by(records: Sequence[Record], way: Way, *, valid: float, test: float, 
     """
     if valid < 0 or test < 0 or valid + test >= 1:
         raise ValueError(f"shares of {valid} for validation and {test} for test leave nothing to train on.")
-    facts: dict[str, Any] = {"method": way.method, "seed": way.seed}
-    if way.method == "random":
-        drawn = split_at_random(records, valid=valid, test=test, stratify=way.stratify, seed=way.seed)
+    facts: dict[str, Any] = {"method": scheme.method, "seed": scheme.seed}
+    if scheme.method == "random":
+        drawn = split_at_random(records, valid=valid, test=test, stratify=scheme.stratify, seed=scheme.seed)
         return Parted(parts={r.sequence: known_split(r.split) for r in drawn},
-                      text="at random" + ", each class alike" * way.stratify, facts=facts)  # fmt: skip
+                      text="at random" + ", each class alike" * scheme.stratify, facts=facts)  # fmt: skip
     weights = Counter(r.sequence for r in records)
-    if way.method == "stratified":
+    if scheme.method == "stratified":
         alone = np.arange(len(weights))
-        parts = deal_groups(alone, strata_of(records), weights_of(weights), (1 - valid - test, valid, test), way.seed)
+        parts = deal_groups(
+            alone, strata_of(records), weights_of(weights), (1 - valid - test, valid, test), scheme.seed
+        )
         text = "at random, labels alike in each"
         return Parted(parts=by_name(weights, parts), text=text, facts=facts)
-    if way.method == "identity":
-        return split_by_identity(records, way, valid, test, pairs)
-    if way.method == "time":
-        return _latest(weights, _times(way), valid, test, facts)
-    variants = _variants(weights, way)
-    if way.method == "mutations":
-        return _mutations(variants, weights, way, valid, test, facts)
-    parts = parts_by_position(variants, weights, valid=valid, test=test, contiguous=way.method == "segment",
-                              seed=way.seed)  # fmt: skip
-    what = "a segment of the protein" if way.method == "segment" else "positions"
+    if scheme.method == "identity":
+        return split_by_identity(records, scheme, valid, test, pairs)
+    if scheme.method == "time":
+        return _latest(weights, _times(scheme), valid, test, facts)
+    variants = _variants(weights, scheme)
+    if scheme.method == "mutations":
+        return _mutations(variants, weights, scheme, valid, test, facts)
+    parts = parts_by_position(variants, weights, valid=valid, test=test, contiguous=scheme.method == "segment",
+                              seed=scheme.seed)  # fmt: skip
+    what = "a segment of the protein" if scheme.method == "segment" else "positions"
     text = f"by {what}: no variant in train is mutated where those of test or validation are held out"
     return Parted(parts=parts, text=text, facts=facts)
 
 
-def folds_by(records: Sequence[Record], way: Way, folds: int, *, pairs: Pairs | None = None) -> Folded:
+def folds_by(records: Sequence[Record], scheme: Scheme, folds: int, *, pairs: Pairs | None = None) -> Folded:
     """Deal the records into folds by any method that has no order. Copies of a sequence stay together.
 
     By position a variant of several positions is held out with each of them.
 
     >>> records = [Record(id="", sequence=s, labels=(1.0,), split=None, where="") for s in ("MK", "GG", "MK", "AV")]
-    >>> sorted(folds_by(records, Way(method="random"), 3).held.values())
+    >>> sorted(folds_by(records, Scheme(method="random"), 3).held.values())
     [(0,), (1,), (2,)]
 
     Raises:
         ValueError: if the method cannot make so many folds of these data.
     """
-    facts: dict[str, Any] = {"method": way.method, "seed": way.seed}
-    if way.method in IN_ORDER:
+    facts: dict[str, Any] = {"method": scheme.method, "seed": scheme.seed}
+    if scheme.method in IN_ORDER:
         raise ValueError(
-            f"folds by {way.method} go forward and leave out what comes later: write them to a table by esmtune split "
-            "--folds, and train with one after the other, --split fold_1 --skip-bad-rows."
+            f"folds by {scheme.method} go forward and leave out what comes later: write them to a table by esmtune "
+            "split --folds, and train with one after the other, --split fold_1 --skip-bad-rows."
         )
-    if way.method == "random":
-        numbers = folds_of(records, folds, way.stratify, way.seed)
+    if scheme.method == "random":
+        numbers = folds_of(records, folds, scheme.stratify, scheme.seed)
         held = {r.sequence: (number,) for r, number in zip(records, numbers, strict=True)}
-        return Folded(held=held, text="at random" + ", each class alike" * way.stratify, facts=facts)
+        return Folded(held=held, text="at random" + ", each class alike" * scheme.stratify, facts=facts)
     weights = Counter(r.sequence for r in records)
-    if way.method in ("position", "segment"):
-        contiguous = way.method == "segment"
-        held = folds_by_position(_variants(weights, way), weights, folds, contiguous=contiguous, seed=way.seed)
-        return Folded(held=held, text=f"by {way.method}", facts=facts)
+    if scheme.method in ("position", "segment"):
+        contiguous = scheme.method == "segment"
+        held = folds_by_position(_variants(weights, scheme), weights, folds, contiguous=contiguous, seed=scheme.seed)
+        return Folded(held=held, text=f"by {scheme.method}", facts=facts)
     shares = [1 / folds] * folds
-    if way.method == "stratified":
-        parts = deal_groups(np.arange(len(weights)), strata_of(records), weights_of(weights), shares, way.seed)
+    if scheme.method == "stratified":
+        parts = deal_groups(np.arange(len(weights)), strata_of(records), weights_of(weights), shares, scheme.seed)
         return Folded(held=by_number(weights, parts), text="at random, labels alike in each", facts=facts)
-    return folds_by_identity(records, way, folds, pairs)
+    return folds_by_identity(records, scheme, folds, pairs)
 
 
-def in_blocks(records: Sequence[Record], way: Way, blocks: int) -> dict[str, int]:
+def in_blocks(records: Sequence[Record], scheme: Scheme, blocks: int) -> dict[str, int]:
     """Blocks of about one size in order of time or of the number of mutations; equals stay together.
 
     Raises:
         ValueError: for fewer times or numbers than blocks.
     """
     weights = Counter(r.sequence for r in records)
-    keys: Mapping[str, float] = _times(way) if way.method == "time" else _variants(weights, way).counts
+    keys: Mapping[str, float] = _times(scheme) if scheme.method == "time" else _variants(weights, scheme).counts
     rows: Counter[float] = Counter()
     for sequence, count in weights.items():
         rows[keys[sequence]] += count
     levels = sorted(rows)
     if len(levels) < blocks:
-        what = "times" if way.method == "time" else "numbers of mutations"
+        what = "times" if scheme.method == "time" else "numbers of mutations"
         raise ValueError(f"there are {len(levels)} different {what}, but {blocks - 1} folds need {blocks}.")
     block_of, done, total = {}, 0, sum(rows.values())
     for rank, level in enumerate(levels):
@@ -149,16 +153,16 @@ def _time(cell: Any, where: str) -> float:
 
 
 def _mutations(
-    variants: Variants, weights: Mapping[str, int], way: Way, valid: float, test: float, facts: dict[str, Any]
+    variants: Variants, weights: Mapping[str, int], scheme: Scheme, valid: float, test: float, facts: dict[str, Any]
 ) -> Parted:
     """The most mutated are test; validation is drawn from the others at random."""
-    held, most = most_mutated(variants, weights, test, way.mutations)
+    held, most = most_mutated(variants, weights, test, scheme.mutations)
     parts: dict[str, Split] = {s: "test" if s in held else "train" for s in weights}
     rest = [s for s in weights if s not in held]
     total, free = sum(weights.values()), sum(weights[s] for s in rest)
     share = min(valid * total / free, 0.5)
     alone = [Record(id="", sequence=s, labels=(None,), split=None, where="") for s in rest]
-    drawn = split_at_random(alone, valid=share, test=0.0, stratify=False, seed=way.seed)
+    drawn = split_at_random(alone, valid=share, test=0.0, stratify=False, seed=scheme.seed)
     parts |= {r.sequence: known_split(r.split) for r in drawn}
     text = f"by mutations: up to {most} in train, more in test; validation is drawn from those with few at random"
     return Parted(parts=parts, text=text, facts=facts | {"mutations": most})
@@ -185,18 +189,18 @@ def _latest(
     return Parted(parts=parts, text="by time: the latest are held out", facts=facts)
 
 
-def _times(way: Way) -> Mapping[str, float]:
-    if way.times is None:
+def _times(scheme: Scheme) -> Mapping[str, float]:
+    if scheme.times is None:
         raise ValueError("a split by time needs the column with the times: --time COLUMN.")
-    return way.times
+    return scheme.times
 
 
-def _variants(sequences: Iterable[str], way: Way) -> Variants:
+def _variants(sequences: Iterable[str], scheme: Scheme) -> Variants:
     """The variants, with the wild type that was given, or the commonest residues for one."""
-    found = variants_of(sequences, way.wild_type)
+    found = variants_of(sequences, scheme.wild_type)
     if found is None:
         raise ValueError(
-            f"a split by {way.method} is for variants of one protein: sequences of one length that differ little. "
+            f"a split by {scheme.method} is for variants of one protein: sequences of one length that differ little. "
             "These do not look so; --wild-type SEQUENCE says what they are variants of."
         )
     return found

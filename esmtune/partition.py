@@ -1,5 +1,6 @@
 """Which rows are held out, and whether validation goes by folds."""
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,10 +11,10 @@ from esmtune.datasets import Columns
 from esmtune.families import feasible
 from esmtune.identity import IDENTITY, NoMMseqsError, Pairs, linked, related
 from esmtune.methods import METHODS, folds_by, split_by, times_of
-from esmtune.records import Record, Split, Table
+from esmtune.records import HELD_OUT, SPLITS, Record, Split, Table
+from esmtune.schemes import Folded, Parted, Scheme
 from esmtune.split_files import SplitFile, read_split
 from esmtune.variants import variants_of
-from esmtune.ways import Folded, Parted, Way
 
 RELATED = (
     "The split is random: related sequences can stand on both sides of it, and then the scores are higher than they "
@@ -21,6 +22,8 @@ RELATED = (
 )
 
 FOLDS = 5
+
+LEAST_HALF = 20  # sequences: with less for the choice of weights or for calibration, none are kept for it
 
 FEW = 10  # sequences: with less for validation it goes by folds, unless there are less in all
 QUICK = 1e12  # residues squared, up to which all are searched for in all at once
@@ -101,36 +104,36 @@ def with_splits(
     own = [records[place] for place in free]
     valid = config.valid_fraction if "valid" in missing and folds == 1 else 0.0
     test = config.test_fraction if "test" in missing else 0.0
-    way = _asked_way(config, method, stratify, tables, own)
+    scheme = _asked_scheme(config, method, stratify, tables, own)
     pairs, found = None, ""
     if method is None and missing == {"valid", "test"} and kind != "mlm" and (valid or test or folds > 1):
-        way, pairs, found = _told_way(own, way, valid, test)
+        scheme, pairs, found = _told_scheme(own, scheme, valid, test)
     try:
-        parted = split_by(own, way, valid=valid, test=test, pairs=pairs) if own else None
+        parted = split_by(own, scheme, valid=valid, test=test, pairs=pairs) if own else None
     except ValueError:
         if method is not None:
             raise
-        way, found = replace(way, method="random"), f"Related sequences cannot be held out apart. {RELATED}"
-        parted = split_by(own, way, valid=valid, test=test)
+        scheme, found = replace(scheme, method="random"), f"Related sequences cannot be held out apart. {RELATED}"
+        parted = split_by(own, scheme, valid=valid, test=test)
     for place in free if parted else []:
         records[place] = replace(records[place], split=parted.parts[records[place].sequence])  # pyright: ignore[reportOptionalMemberAccess]
     folded = None
-    if folds > 1 and way.method != "random":
+    if folds > 1 and scheme.method != "random":
         # Of the training records alone; pairs are numbered by all of them, so they are found anew.
         try:
-            folded = folds_by([r for r in records if r.split == "train"], way, folds)
+            folded = folds_by([r for r in records if r.split == "train"], scheme, folds)
         except ValueError as error:
             if method is not None:
                 raise
             found += f" The folds are random: {error}"
-    counts = {split: sum(r.split == split for r in records) for split in ("train", "valid", "test")}
+    counts = {split: sum(r.split == split for r in records) for split in SPLITS}
     names = [split for split in ("valid", "test") if split in missing and any(records[p].split == split for p in free)]
     names += [f"{folds} folds of train for validation"] if folds > 1 else []
-    notices += [_said(counts, names, parted, way, found), *_warned(records, counts, folds)]
+    notices += [_said(counts, names, parted, scheme, found), *_warned(records, counts, folds)]
     facts = dict(_facts(parted, folded)) if names else {"method": "given"}
     facts["text"] = notices[0]
     return Partition(
-        records=records, notices=notices, facts=facts, method=way.method if names else None,
+        records=records, notices=notices, facts=facts, method=scheme.method if names else None,
         held=folded.held if folded else {},
     )  # fmt: skip
 
@@ -143,8 +146,8 @@ def with_file(records: Sequence[Record], path: str) -> tuple[Partition, int]:
     """
     file: SplitFile = read_split(Path(path))
     split = [replace(r, split=file.split_of(r)) for r in file.checked(records)]
-    counts = {name: sum(r.split == name for r in split) for name in ("train", "valid", "test")}
-    sizes = ", ".join(f"{n:,} {name}" for name, n in counts.items())
+    counts = {name: sum(r.split == name for r in split) for name in SPLITS}
+    sizes = _sizes(counts)
     folds = file.folds
     text = f"Split: {sizes} (as {path} says)."
     held = {r.sequence: file.held(r) for r in split if r.split == "train"} if folds > 1 else {}
@@ -153,54 +156,60 @@ def with_file(records: Sequence[Record], path: str) -> tuple[Partition, int]:
     return Partition(records=split, notices=notices, facts=facts, held=held), folds
 
 
-def _asked_way(
+def _asked_scheme(
     config: TrainConfig, method: str | None, stratify: bool, tables: Sequence[Table], records: Sequence[Record]
-) -> Way:
+) -> Scheme:
     if config.time and method != "time":
         raise ValueError(f"time {config.time!r} is the column for --split time: say that too, or leave out time.")
     times = times_of(tables, config.time, records) if config.time else None
-    return Way(
+    return Scheme(
         method=method or "random", seed=config.seed, stratify=stratify, identity=config.identity,
         coverage=config.coverage, wild_type=config.wild_type, mutations=config.mutations, times=times,
     )  # fmt: skip
 
 
-def _told_way(records: Sequence[Record], way: Way, valid: float, test: float) -> tuple[Way, Pairs | None, str]:
+def _told_scheme(
+    records: Sequence[Record], scheme: Scheme, valid: float, test: float
+) -> tuple[Scheme, Pairs | None, str]:
     """By identity if related sequences are found and can be held out; at random else, with what that hides."""
     sequences = list(dict.fromkeys(r.sequence for r in records))
     if len(sequences) < LOOKED_AT:
-        return way, None, RELATED
-    if variants_of(sequences, way.wild_type) is not None:
-        return way, None, (
+        return scheme, None, RELATED
+    if variants_of(sequences, scheme.wild_type) is not None:
+        return scheme, None, (
             "These are variants of one protein, and the split is random: test scores are of mutations at positions "
             "that training has seen, and higher than for others. --split position or mutations shows how much."
         )  # fmt: skip
-    first = IDENTITY if way.identity is None else way.identity
+    first = IDENTITY if scheme.identity is None else scheme.identity
     try:
         large = sum(map(len, sequences)) ** 2 > QUICK  # then see in seconds whether there is anything to search for
-        pairs = linked(sequences, threshold=first, coverage=way.coverage) if large else None
+        pairs = linked(sequences, threshold=first, coverage=scheme.coverage) if large else None
         if pairs is None or len(pairs.first):
-            pairs = related(sequences, threshold=first, coverage=way.coverage)
+            pairs = related(sequences, threshold=first, coverage=scheme.coverage)
     except NoMMseqsError as error:
-        return way, None, f"{RELATED} Nobody looked for them: {error}"
+        return scheme, None, f"{RELATED} Nobody looked for them: {error}"
     if not len(pairs.first):
-        return way, None, f"No sequences related at {first:.0%} identity were found, so the split is random."
+        return scheme, None, f"No sequences related at {first:.0%} identity were found, so the split is random."
     count = len(set(pairs.first.tolist()) | set(pairs.second.tolist()))
     related_rows = f"{count:,} of {len(sequences):,} sequences have a relative at {first:.0%} identity"
-    threshold = feasible(records, way, valid=valid, test=test, pairs=pairs)
+    threshold = feasible(records, scheme, valid=valid, test=test, pairs=pairs)
     if threshold is None:
-        return way, None, f"{related_rows}, in families too large to be held out. {RELATED}"
+        return scheme, None, f"{related_rows}, in families too large to be held out. {RELATED}"
     higher = f"; families at less than {threshold:.0%} are too large to be held out" if threshold > first else ""
-    way = replace(way, method="identity", identity=threshold)
-    return way, pairs, f"{related_rows}{higher}. --split random does not mind them."
+    scheme = replace(scheme, method="identity", identity=threshold)
+    return scheme, pairs, f"{related_rows}{higher}. --split random does not mind them."
 
 
-def _said(counts: Mapping[str, int], names: Sequence[str], parted: Parted | None, way: Way, found: str) -> str:
-    sizes = ", ".join(f"{n:,} {split}" for split, n in counts.items())
+def _sizes(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n:,} {split}" for split, n in counts.items() if n or split != "calibration")
+
+
+def _said(counts: Mapping[str, int], names: Sequence[str], parted: Parted | None, scheme: Scheme, found: str) -> str:
+    sizes = _sizes(counts)
     if not names or parted is None:
         return f"Split: {sizes}."
-    text = f"Split: {sizes} ({' and '.join(names)} drawn {parted.text}, seed {way.seed})."
-    hides = found or (RELATED if way.method in ("random", "stratified") else "")
+    text = f"Split: {sizes} ({' and '.join(names)} drawn {parted.text}, seed {scheme.seed})."
+    hides = found or (RELATED if scheme.method in ("random", "stratified") else "")
     return f"{text} {hides}".strip()
 
 
@@ -214,7 +223,7 @@ def _facts(parted: Parted | None, folded: Folded | None) -> Mapping[str, Any]:
 def _warned(records: Sequence[Record], counts: Mapping[str, int], folds: int) -> list[str]:
     notices = []
     learned = {r.sequence for r in records if r.split == "train"}
-    for split in ("valid", "test"):
+    for split in HELD_OUT:
         again = sum(r.split == split and r.sequence in learned for r in records)
         if again:
             notices.append(f"LEAK: {again:,} of the {counts[split]:,} {split} rows have a sequence that is trained on.")
@@ -223,3 +232,22 @@ def _warned(records: Sequence[Record], counts: Mapping[str, int], folds: int) ->
     if not counts["test"]:
         notices.append("There are no test rows: nothing says how good the predictor is on data it has not seen.")
     return notices
+
+
+def with_calibration(
+    records: Sequence[Record], config: TrainConfig, *, seed: int, given: bool = False
+) -> tuple[list[Record], int, int]:
+    """Keep a part of the validation sequences from the choice of weights: they are for calibration.
+
+    Returns the records, how many of them are for calibration now, and of how many. Where the data have such rows
+    already (`given`), no others are drawn.
+    """
+    valid = list(dict.fromkeys(r.sequence for r in records if r.split == "valid" and r.is_labeled))
+    fraction = 0.5 if config.calibration_fraction is None else config.calibration_fraction
+    number = min(round(len(valid) * fraction), len(valid) - 1)
+    if given or number < 1 or (config.calibration_fraction is None and number < LEAST_HALF):
+        return list(records), 0, 0
+    chosen = set(random.Random(f"calibration {seed}").sample(valid, number))
+    before = sum(r.split == "valid" for r in records)
+    new = [replace(r, split="calibration") if r.split == "valid" and r.sequence in chosen else r for r in records]
+    return new, before - sum(r.split == "valid" for r in new), before

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import polars as pl
 
-Split = Literal["train", "valid", "test"]
+Split = Literal["train", "valid", "calibration", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+HELD_OUT = SPLITS[1:]
 Level = Literal["sequence", "residue"]
 Form = Literal["one", "columns", "letters", "separated", "list"]  # how labels are written
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from esmtune.config import Part, TrainConfig
+from esmtune.config import TrainConfig
 from esmtune.curation import Curated
+from esmtune.events import Watcher, silent
 from esmtune.labels import written
 from esmtune.nearness import Nearness, write_training
 from esmtune.records import Dataset, Label, Target
@@ -53,8 +54,9 @@ def readings(
 ) -> pl.DataFrame:
     """What the answers of one or more members mean, a row a sequence, in the form of the labels.
 
-    Columns are `prediction` and, with `details`, `probability_CLASS` and, of several members, `spread`: the
-    standard deviation of what they say. Of several targets each column ends in the target's name.
+    Columns are `prediction` and, with `details`, `probability_CLASS` and `spread`, a standard deviation: of what
+    several members say, and what a loss learned of how far off a number may be. Of several
+    targets each column ends in the target's name.
     """
     columns: list[pl.Series] = []
     for target, (name, part, place) in zip(targets, task.parts(), strict=True):
@@ -74,7 +76,8 @@ def readings(
             plain = replace(plain, form="one" if plain.form == "columns" else plain.form)
             numbers = part.probabilities(outputs).items()
             found = [(f"probability{end}_{label}", values) for label, values in numbers]
-            found += [(f"spread{end}", part.disagreement(members))] if len(members) > 1 else []
+            doubt = part.doubt(members)
+            found += [(f"spread{end}", doubt)] if doubt is not None else []
             for column, values in found:
                 dtype = pl.Float32 if plain.form == "one" else _dtype(plain, "number")
                 columns.append(pl.Series(column, _cells(plain, values, counts), dtype=dtype))
@@ -96,12 +99,13 @@ def _dtype(target: Target, reads: str) -> Any:
 
 
 def metrics_of(
-    trained: "Trained", curated: Curated, config: TrainConfig, near: Nearness | None = None
+    trained: "Trained", curated: Curated, config: TrainConfig, near: Nearness | None = None, watch: Watcher = silent
 ) -> dict[str, Any]:
-    """Scores of validation and test records, beside what knows nothing but the training labels."""
+    """Scores of validation and test records, beside what can be said without fine-tuning."""
     dataset = curated.dataset
     from esmtune.composition import fit_task
     from esmtune.members import scores_of, summary
+    from esmtune.standards import beside_baselines, without_loss
 
     task, spec = trained.task, trained.predictor.spec
     first = trained.fitted[0]
@@ -115,8 +119,8 @@ def metrics_of(
             "train": len(dataset.of("train")),
             "valid": len(dataset.of("train" if trained.by_fold else "valid")),
             "test": len(dataset.of("test")),
+            **({"calibration": kept} if (kept := _kept_for_calibration(trained, dataset)) else {}),
         },
-        "baselines": {},
     }
     if len(trained.members) == 1:
         metrics["best"] = {key: value for key, value in first.best.items() if key in ("step", "epoch", "metric")}
@@ -124,16 +128,13 @@ def metrics_of(
     if diverged:
         metrics["diverged"] = diverged
     # Of this run's training labels: a task that went on from a saved predictor is in the unit of that one's.
-    ignorant = fit_task(dataset, _without_loss(config.task))
-    count = len(trained.outputs)
+    ignorant = fit_task(dataset, without_loss(config.task))
     # With folds every training record was held out once, and what its own member said of it is its validation.
     metrics |= {"split": dict(curated.split)} | _by_nearness(trained, dataset, near)
     for split in ("valid", "test"):
-        asked = "train" if trained.by_fold and split == "valid" else split
-        scores = scores_of(task, trained.outputs, dataset, asked)
-        if scores:
-            metrics[split] = scores
-            metrics["baselines"][split] = scores_of(ignorant, ignorant.baseline(count), dataset, asked)
+        scores = scores_of(task, trained.outputs, dataset, "train" if trained.by_fold and split == "valid" else split)
+        metrics |= {split: scores} if scores else {}
+    metrics |= beside_baselines(trained, ignorant, dataset, watch)
     if len(trained.members) > 1:
         metrics |= summary(trained)
     return metrics
@@ -155,9 +156,10 @@ def _by_nearness(trained: "Trained", dataset: Dataset, near: Nearness | None) ->
     return {"by_identity": {"test": identity}} | ({"by_mutations": {"test": mutations}} if mutations else {})
 
 
-def _without_loss(asked: Part | None) -> Part | None:
-    """Options of a task without those that say how it is trained, which the baseline is not."""
-    return None if asked is None else {k: v for k, v in asked.items() if k in ("name", "order", "masked")}
+def _kept_for_calibration(trained: "Trained", dataset: Dataset) -> int:
+    """How many records chose no weights; with folds each counts once."""
+    drawn = {r.where for member in trained.members for r in member.data.of("calibration")} if trained.by_fold else ()
+    return len(drawn) or len(dataset.of("calibration"))
 
 
 def predictions_of(trained: "Trained", dataset: Dataset, near: Nearness | None = None) -> pl.DataFrame:
@@ -178,14 +180,27 @@ def predictions_of(trained: "Trained", dataset: Dataset, near: Nearness | None =
         folds = [None] * len(records)
         for number, member in enumerate(trained.members):
             for place, record in enumerate(member.data.of(None)):
-                folds[place] = number if record.split == "valid" else folds[place]  # pyright: ignore[reportCallIssue, reportArgumentType]
+                folds[place] = number if record.split in ("valid", "calibration") else folds[place]  # pyright: ignore[reportCallIssue, reportArgumentType]
         frame = frame.with_columns(pl.Series("fold", folds, dtype=pl.Int64))
     else:
-        answers = trained.answers[kept]
+        answers = trained.draws[kept].flatten(0, 1)
     frame = frame.hstack(readings(trained.task, dataset.targets, answers, counts, details=details))
+    frame = frame.hstack(_bounds_of_test(trained, dataset, counts))
     if near is None:
         return frame
     return frame.with_columns(pl.Series("identity", near.identity).fill_nan(None).round(4))
+
+
+def _bounds_of_test(trained: "Trained", dataset: Dataset, counts: Sequence[int]) -> pl.DataFrame:
+    """The usual intervals or sets of test records, and nothing of the others; no columns where there are none."""
+    from esmtune.reliability import USUAL_LEVEL, bound_columns, is_possible, together
+
+    found = [c for c in trained.predictor.calibration if is_possible(c, USUAL_LEVEL)]
+    is_test = pl.Series([r.split == "test" for r in dataset.of(None)], dtype=pl.Boolean)
+    if not found or not is_test.any():
+        return pl.DataFrame()
+    bounds = bound_columns(trained.task, dataset.targets, found, together(trained), counts, USUAL_LEVEL)
+    return bounds.select(pl.when(is_test).then(pl.col(name)).alias(name) for name in bounds.columns)
 
 
 def resolved(config: TrainConfig, curated: Curated, spec: "Spec") -> TrainConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from esmtune.records import Record, Split
+from esmtune.records import SPLITS, Record, Split
 
 SHOWN = 10
 
@@ -95,8 +95,8 @@ def read_split(path: Path) -> SplitFile:
         )
     parts: dict[str, Split] = {}
     for name, split in frame.select("sequence_sha256", "split").iter_rows():
-        if split not in ("train", "valid", "test"):
-            raise ValueError(f"{path}: the split is {split!r}; it can be train, valid or test.")
+        if split not in SPLITS:
+            raise ValueError(f"{path}: the split is {split!r}; it can be train, valid, calibration or test.")
         if parts.setdefault(name, split) != split:
             raise ValueError(
                 f"{path} has the sequence {name[:12]}… in {parts[name]} and in {split}. Leave one of them."

@@ -16,7 +16,7 @@ from esmtune.partition import with_splits
 from esmtune.readers import read
 from esmtune.records import Label, Record, Table
 from esmtune.registry import nearest
-from esmtune.ways import Way
+from esmtune.schemes import Scheme
 from esmtune.writers import check_out, write_table
 
 
@@ -134,12 +134,12 @@ def _folds(
     if method is None:
         raise ValueError(f"folds need a method: --method, one of {', '.join(METHODS)}.")
     times = times_of([table], config.time, records) if config.time else None
-    way = Way(
+    scheme = Scheme(
         method=method, seed=config.seed, stratify=stratify, identity=config.identity, coverage=config.coverage,
         wild_type=config.wild_type, mutations=config.mutations, times=times,
     )  # fmt: skip
     if method in IN_ORDER:
-        block = in_blocks(records, way, folds + 1)
+        block = in_blocks(records, scheme, folds + 1)
         watch(Notice(f"Folds: {folds}, by {method}: each tests on what comes after what it trains on."))
         return [
             {r.where: "test" if block[r.sequence] == n else "train" for r in records if block[r.sequence] <= n}
@@ -147,7 +147,7 @@ def _folds(
         ]
     columns: list[dict[str, str]] = []
     for repeat in range(repeats):
-        folded = folds_by(records, replace(way, seed=config.seed + repeat), folds)
+        folded = folds_by(records, replace(scheme, seed=config.seed + repeat), folds)
         watch(Notice(f"Folds: {folds}, {folded.text}, seed {config.seed + repeat}."))
         _tell_left(folded.facts, watch)
         columns += [

@@ -1,15 +1,20 @@
 """Commands of the shell that look at data, devices and runs, and train nothing that is kept."""
 
+import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+from rich.markup import escape
 from rich.table import Table
 
 import esmtune
-from esmtune.config import TrainConfig
-from esmtune.terminal import Bars, Overwrite, Sequence, app, results
+from esmtune.config import Accelerator, TrainConfig
+from esmtune.terminal import Bars, Identifier, Overwrite, Sequence, Skip, app, messages, results
+
+if TYPE_CHECKING:
+    from esmtune.checking import Check, Quartiles
 
 Method = Literal["random", "stratified", "identity", "position", "mutations", "segment", "time"]  # methods.METHODS
 
@@ -45,6 +50,124 @@ def cache(
                 f"{entry.bytes / 2**20:,.1f}", day,
             )  # fmt: skip
         results.print(table)
+
+
+@app.command
+def doctor(*, accelerator: Annotated[Accelerator, Parameter(help="Only this one. [default: all]")] = "auto") -> None:
+    """Check that the devices here compute right numbers, and time them; exit code 1 if what would be used does not."""
+    with Bars() as bars:
+        found = esmtune.doctor(accelerator, watch=bars)
+    table = Table(box=None, pad_edge=False)
+    for column in ("where", "attention", "error", "forward", "backward", "verdict"):
+        table.add_column(column, justify="right" if column in ("forward", "backward") else "left", overflow="fold")
+    for each in found.findings:
+        forward, both = (f"{x:,.1f}" for x in each.microseconds) if each.microseconds else ("", "")
+        table.add_row(
+            f"{each.device} {each.precision}", f"auto: {each.takes}" if each.takes else each.way,
+            f"{max(each.errors.values()):.0e}" if each.errors else "", forward, both,
+            f"{each.verdict}: {each.why}" if each.why else each.verdict,
+        )  # fmt: skip
+    results.print(table)
+    results.print(
+        "Errors are shares of the largest value; times are of one layer's attention, in microseconds a residue."
+    )
+    used = f"{found.device} in {found.precision}"
+    if not found.is_healthy:
+        messages.print(
+            f"esmtune: {used}, which would be used, computes wrong numbers: do not use it.", style="red", soft_wrap=True
+        )
+        sys.exit(1)
+    results.print(f"Used unless asked otherwise: {used}, which passes.", soft_wrap=True)
+
+
+@app.command
+def check(
+    data: str,
+    *,
+    out: Annotated[Path | None, Parameter(help="Also write what is found to this .json file.")] = None,
+    overwrite: Overwrite = False,
+    target: Annotated[tuple[str, ...] | None, Parameter(help="The column, or columns, with the labels.")] = None,
+    sequence: Sequence = None,
+    id: Identifier = None,
+    split: Annotated[str | None, Parameter(help="The column that says train, valid or test.")] = None,
+    weight: Annotated[str | None, Parameter(help="A column that says how much each row counts.")] = None,
+    mask: Annotated[str | None, Parameter(help="The column that says which residues count.")] = None,
+    level: Annotated[
+        Literal["sequence", "residue"] | None, Parameter(help="Whether labels belong to sequences or to residues.")
+    ] = None,
+    task: Annotated[str | None, Parameter(name="--task.name", help="What the labels are, if not to be told.")] = None,
+    valid: Annotated[str | None, Parameter(help="A file with the validation rows.")] = None,
+    test: Annotated[str | None, Parameter(help="A file with the test rows.")] = None,
+    max_length: Annotated[int | None, Parameter(help="Cut sequences to their first so many residues.")] = None,
+    seed: Annotated[int, Parameter(help="Fixes the split, where one is drawn.")] = 0,
+    skip_bad_rows: Skip = False,
+) -> None:
+    """Look at a table before training: what it holds, and what is odd about it.
+
+    Exit code 1 where something stops a training. docs/data-checks.md explains every finding.
+    """
+    found = esmtune.check(
+        data, out=out, overwrite=overwrite, target=target, sequence=sequence, id=id, split=split, weight=weight,
+        mask=mask, level=level, task=task, valid=valid, test=test, max_length=max_length, seed=seed,
+        skip_bad_rows=skip_bad_rows,
+    )  # fmt: skip
+    _print_contents(found)
+    _print_findings(found)
+    if found.has_errors:
+        sys.exit(1)
+
+
+SHOWN_CLASSES = 20
+SHOWN_IDS = 10
+COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+def _print_contents(found: "Check") -> None:
+    splits = ", ".join(f"{count:,} {split}" for split, count in found.splits.items())
+    results.print(f"{found.source}: {found.rows:,} rows, {found.labeled:,} with a label ({splits})", soft_wrap=True,
+                  markup=False)  # fmt: skip
+    for text in found.notices:
+        results.print(text, soft_wrap=True, markup=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "count", "missing", "min", "25 %", "median", "75 %", "max"):
+        table.add_column(column, justify="right" if column else "left", overflow="fold")
+    table.add_row("length", *_five(found.lengths, 0, "{:,.0f}"))
+    for labels in found.labels:
+        if labels.classes is None:
+            table.add_row(escape(labels.target), *_five(labels.numbers, labels.missing, "{:.4g}"))
+    results.print(table)
+    results.print(f"{found.residues:,} residues in all")
+    for labels in found.labels:
+        if labels.classes is None:
+            continue
+        missing = f", {labels.missing:,} missing" if labels.missing else ""
+        results.print(f"{labels.target}: {labels.known:,} labels{missing}", soft_wrap=True, markup=False)
+        table = Table(box=None, pad_edge=False)
+        table.add_column("class", overflow="fold")
+        table.add_column("labels", justify="right")
+        table.add_column("share", justify="right")
+        for name, count in list(labels.classes.items())[:SHOWN_CLASSES]:
+            table.add_row(escape(name), f"{count:,}", f"{count / labels.known:.1%}")
+        results.print(table)
+        if len(labels.classes) > SHOWN_CLASSES:
+            results.print(f"and {len(labels.classes) - SHOWN_CLASSES:,} classes more")
+
+
+def _five(numbers: "Quartiles | None", missing: int, form: str) -> list[str]:
+    if numbers is None:
+        return ["0", f"{missing:,}", *["-"] * 5]
+    values = (numbers.minimum, numbers.quarter, numbers.median, numbers.three_quarters, numbers.maximum)
+    return [f"{numbers.count:,}", f"{missing:,}", *map(form.format, values)]
+
+
+def _print_findings(found: "Check") -> None:
+    if not found.findings:
+        results.print("Nothing odd was found.")
+    for finding in found.findings:
+        ids = f" Ids: {', '.join(finding.ids[:SHOWN_IDS])}" if finding.ids else ""
+        ids += ", …" if len(finding.ids) > SHOWN_IDS else "." * bool(ids)
+        color = COLORS[finding.severity]
+        results.print(f"[{color}]{finding.severity}[/] {finding.name}: {escape(finding.text + ids)}", soft_wrap=True)
 
 
 @app.command

@@ -19,9 +19,9 @@ from esmtune.curation import curate_training
 from esmtune.identity import NoMMseqsError, mmseqs, nearest
 from esmtune.methods import folds_by
 from esmtune.records import Record
+from esmtune.schemes import Scheme
 from esmtune.splits import deal_groups
 from esmtune.variants import nearest_variants
-from esmtune.ways import Way
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 HOSTILE = [">fake\nMKTV", "a,b c", "x=1", '"quoted"', "tab\there", "-v 3", "", "é"]
@@ -269,11 +269,11 @@ def test_a_split_column_is_not_written_over():
 def test_folds_of_a_search():
     records = [Record(id="", sequence=s, labels=(1.0,), split=None, where="") for s in SEQUENCES]
     for method in ("random", "stratified", "position", "segment"):
-        folds = folds_by(records, Way(method=method, wild_type=WILD), 3)
+        folds = folds_by(records, Scheme(method=method, wild_type=WILD), 3)
         assert set(folds.held) == set(SEQUENCES)
         assert {n for found in folds.held.values() for n in found} == {0, 1, 2}
     with pytest.raises(ValueError, match=r"folds by mutations go forward"):
-        folds_by(records, Way(method="mutations", wild_type=WILD), 3)
+        folds_by(records, Scheme(method="mutations", wild_type=WILD), 3)
 
 
 # --- In training --------------------------------------------------------------------------------

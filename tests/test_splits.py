@@ -280,8 +280,8 @@ def test_unknown_and_empty_names_of_splits():
     with pytest.raises(BadRowsError) as error:
         curate(numbers(6, split=["train", "test", "holdout", "", " ", None]))
     assert [p.reason for p in error.value.problems] == [
-        "the split is 'holdout'; it can be train, valid or test",
-        *["the split is empty; it can be train, valid or test"] * 3,
+        "the split is 'holdout'; it can be train, valid, calibration or test",
+        *["the split is empty; it can be train, valid, calibration or test"] * 3,
     ]
 
 
