@@ -306,7 +306,7 @@ def folds_in(frame, **options):
     ],
 )
 def test_few_rows_are_validated_in_folds(count, options, folds):
-    found = curate_training(numbers(count), TrainConfig(test_fraction=0.2, **options))
+    found = curate_training(numbers(count), TrainConfig(test_fraction=0.2, split="random", **options))
     assert found.folds == folds
     splits = Counter(r.split for r in found.dataset.records)
     assert splits["test"] == round(count * 0.2)
