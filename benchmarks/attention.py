@@ -9,7 +9,6 @@ is faster. `esmtune/attention.py` has the crossover points that come of it.
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import time
@@ -17,6 +16,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from hardware import processor
 
 from esmtune.spans import Spans
 from esmtune.ways import WAYS
@@ -88,19 +88,10 @@ def main() -> None:
                 print(f"head {size:2}  {direction:8}  {name:21}  runs {took['runs']:7.1f} ms  {shares}", flush=True)
     if args.out:
         units = {"amx": torch.cpu._is_amx_tile_supported(), "avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
-        said = {"date": str(date.today()), "hardware": f"{model()}, {args.threads} threads", "units": units,
+        said = {"date": str(date.today()), "hardware": f"{processor()}, {args.threads} threads", "units": units,
                 "torch": torch.__version__, "precision": args.precision, "heads": HEADS, "rounds": args.rounds,
                 "rows": rows}  # fmt: skip
         args.out.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-
-
-def model() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def main() -> None:
     contender: Callable[..., float] = {"ours": ours, "esm-cpp": esm_cpp}.get(args.contender, peer)
     seconds = contender(args, sequences)
     print(json.dumps({
-        "seconds": seconds, "residues": sum(map(len, sequences)) * args.epochs,
+        "seconds": seconds, "sequences": len(sequences), "residues": sum(map(len, sequences)) * args.epochs,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }))  # fmt: skip
 
@@ -113,9 +113,10 @@ def peer(args: Any, sequences: list[str]) -> float:
     from torch import nn
     from transformers import EsmModel
 
+    from esmtune.devices import has_bfloat16_units
+
     is_best = args.contender == "best"
-    has_units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    in_bfloat16 = is_best and has_units
+    in_bfloat16 = is_best and has_bfloat16_units("cpu")
     labels = torch.tensor(labels_of(sequences))
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i])) if is_best else range(len(sequences))
     rows = [torch.tensor([0, *(RESIDUES.index(r) + 4 for r in sequences[i]), 2]) for i in order]

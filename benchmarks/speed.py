@@ -23,6 +23,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import torch
+from hardware import processor
+
+from esmtune.devices import has_bfloat16_units
+
 HERE = Path(__file__).parent
 SIZES = {"8M": (6, 320, 20), "35M": (12, 480, 20), "150M": (30, 640, 20), "650M": (33, 1280, 20)}
 SEQUENCES = {"8M": 64, "35M": 32, "150M": 16, "650M": 8}
@@ -60,6 +65,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="rows by name, such as embed-8M-mixed")
     parser.add_argument("--out", type=Path, default=HERE / "results" / f"speed-{date.today()}.json")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sequences", type=int, help="so many, for a short try")
     args = parser.parse_args()
     names = [row.name for row in ROWS]
     unknown = set(args.only or ()) - set(names)
@@ -71,21 +77,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for row in rows:
             weights = made(row.size, Path(folder))
-            rounds = [
-                {name: measured(name, row, weights, args.threads) for name in row.contenders}
-                for _ in range(args.rounds)
-            ]
+            rounds = [{name: measured(name, row, weights, args) for name in row.contenders} for _ in range(args.rounds)]
             found[row.name] = summary(row, rounds, peak)
             print(line(row.name, found[row.name]), flush=True)
             args.out.write_text(json.dumps({"about": about(args, peak), "rows": found}, indent=1) + "\n")
 
 
-def measured(contender: str, row: Row, weights: Path, threads: int) -> dict[str, float]:
+def measured(contender: str, row: Row, weights: Path, args: argparse.Namespace) -> dict[str, float]:
     """One contender's seconds, residues and peak memory."""
     command = [sys.executable, HERE / "contenders.py", contender, row.work, "--weights", weights]
-    command += ["--lengths", row.lengths, "--sequences", str(SEQUENCES[row.size]), "--epochs", str(row.epochs)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "ESMTUNE_CACHE": "none"}
-    command += ["--threads", str(threads)]
+    command += ["--lengths", row.lengths, "--epochs", str(row.epochs)]
+    command += ["--sequences", str(args.sequences or SEQUENCES[row.size]), "--threads", str(args.threads)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1", "ESMTUNE_CACHE": "none"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{contender} failed on {row.name}:\n{done.stderr}")
@@ -95,7 +98,7 @@ def measured(contender: str, row: Row, weights: Path, threads: int) -> dict[str,
 def summary(row: Row, rounds: list[dict[str, dict[str, float]]], peak: float) -> dict[str, Any]:
     """Medians and ranges over the rounds."""
     rate = statistics.median(r["ours"]["residues"] / r["ours"]["seconds"] for r in rounds)
-    mean_length = rounds[0]["ours"]["residues"] / row.epochs / SEQUENCES[row.size]
+    mean_length = rounds[0]["ours"]["residues"] / rounds[0]["ours"]["sequences"] / row.epochs
     result: dict[str, Any] = {
         "residues_per_second": {
             name: round(statistics.median(r[name]["residues"] / r[name]["seconds"] for r in rounds), 1)
@@ -126,12 +129,9 @@ def operations(row: Row, length: float) -> float:
 
 def product_peak(threads: int) -> float:
     """The most operations a second of a matrix product [4096, k] x [k, n], in float32 and, with units, bfloat16."""
-    import torch
-
     torch.set_num_threads(threads)
-    has_units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     best = 0.0
-    for dtype in (torch.float32, *([torch.bfloat16] if has_units else [])):
+    for dtype in (torch.float32, *([torch.bfloat16] if has_bfloat16_units("cpu") else [])):
         for k, n in ((320, 1280), (640, 2560), (1280, 5120)):
             a, b = torch.randn(4096, k).to(dtype), torch.randn(k, n).to(dtype)
             a @ b
@@ -162,6 +162,9 @@ def made(size: str, folder: Path) -> Path:
             "name = 'esm.encoder.layer.{}.attention.self.rotary_embeddings.inv_freq'  # esm-cpp wants one a layer\n"
             "turns = weights.pop(name.format('*'))\n"
             f"weights |= {{name.format(n): turns.clone() for n in range({layers})}}\n"
+            "ends = {'.gamma': '.weight', '.beta': '.bias'}\n"
+            "for name in [name for name in weights if name.endswith(tuple(ends))]:\n"
+            "    weights[name.rpartition('.')[0] + ends['.' + name.rpartition('.')[2]]] = weights.pop(name)\n"
             "save_file(weights, file, metadata={'format': 'pt'})\n"
         )
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -179,14 +182,10 @@ def about(args: argparse.Namespace, peak: float) -> dict[str, Any]:
                                     ("AVX512-BF16", torch.cpu._is_avx512_bf16_supported())) if has]  # fmt: skip
     return {
         "date": str(date.today()), "processor": processor(), "bfloat16_units": units, "threads": args.threads,
-        "rounds": args.rounds, "product_peak_gflops": round(peak / 1e9), "sequences": SEQUENCES,
+        "rounds": args.rounds, "product_peak_gflops": round(peak / 1e9),
+        "sequences": args.sequences or SEQUENCES,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }  # fmt: skip
-
-
-def processor() -> str:
-    names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
-    return names[0].partition(": ")[2] if names else platform.processor()
 
 
 def has_esm_cpp() -> bool:

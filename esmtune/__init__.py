@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from esmtune.fitting import train
     from esmtune.predictor import Predictor
     from esmtune.runs import Run
+    from esmtune.splitting import split
 
 __version__ = "0.2.0"
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "merge",
     "predict",
     "save_huggingface",
+    "split",
     "train",
 ]
 
@@ -47,6 +49,7 @@ _ROOMS = {
     "Ensemble": "ensembles",
     "Predictor": "predictor",
     "Run": "runs",
+    "split": "splitting",
     "train": "fitting",
 }
 

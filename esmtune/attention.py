@@ -28,6 +28,7 @@ SAFE = ("padded", "plain", "runs")
 # How far a result may be from float64 on the CPU, as a share of its largest value.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 TRIED = (2, 70, 3, 3, 70, 129)  # lengths on which a way is tried
+BROKEN = (RuntimeError, NotImplementedError, TypeError, ValueError, ImportError)  # what a missing kernel may raise
 
 _only: ContextVar[str | None] = ContextVar("only", default=None)
 
@@ -99,10 +100,10 @@ def passes(name: str, device: torch.device, dtype: torch.dtype, head: int) -> bo
     """
     try:
         wrong = error(name, device, dtype, head)
-    except (RuntimeError, NotImplementedError, ImportError, ValueError, TypeError) as problem:
+    except BROKEN as problem:
         if isinstance(problem, torch.OutOfMemoryError):
             raise
-        reason = str(problem).splitlines()[0].rstrip(".") if str(problem) else type(problem).__name__
+        reason = reason_of(problem).rstrip(".")
     else:
         if wrong <= TOLERANCE[dtype]:
             return True
@@ -113,6 +114,11 @@ def passes(name: str, device: torch.device, dtype: torch.dtype, head: int) -> bo
         stacklevel=2,
     )
     return False
+
+
+def reason_of(problem: BaseException) -> str:
+    """The first line of what was raised, or else what it is called."""
+    return (str(problem).splitlines() or [type(problem).__name__])[0]
 
 
 def error(name: str, device: torch.device, dtype: torch.dtype, head: int) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from esmtune.class_findings import counts_of
 from esmtune.config import TrainConfig
 from esmtune.curation import Curated, curate_training
-from esmtune.examination import ORDER, examine
+from esmtune.examination import ORDER, examine, facts_of
 from esmtune.findings import KEPT_IDS, Facts, Finding, each
 from esmtune.fitting import configured
 from esmtune.records import Censored, Level, Problem
@@ -101,7 +101,7 @@ def check(data: Any, *, out: str | Path | None = None, overwrite: bool = False, 
     curated = curate_training(data, replace(config, skip_bad_rows=True), lenient=True)
     findings = [*_refused(curated, config), *examine(curated)]
     findings.sort(key=lambda finding: ORDER.index(finding.severity))
-    facts = Facts(records=curated.whole, targets=curated.dataset.targets, reads=curated.reads)
+    facts = facts_of(curated)
     found = Check(
         source=str(data) if isinstance(data, str | Path) else "the table",
         rows=curated.rows,

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from esmtune.findings import ENOUGH, Facts, Finding, chance, each
+from esmtune.findings import ENOUGH, UNLIKELY, Facts, Finding, chance, each, shown
+from esmtune.records import HELD_OUT
 from esmtune.targets import classes_in, names_of
 
 ONE_SIDED = 0.95
 RARE = 10  # rows of a class
 SHIFTED = 0.15  # of 1, the share of the rows that would have to change their class
-UNLIKELY = 0.001
 EXPLAINED, STRONGLY = 0.1, 0.25  # of the variance of the ranks of lengths
 
 
@@ -56,20 +56,19 @@ def _rare(counts: dict[str, Counter[str]], named: set[str], facts: Facts, of: st
     what = "residues" if facts.is_per_residue() else "rows"
     rare = sorted((name for name in named | set(total) if total[name] < RARE), key=lambda name: (total[name], name))
     if rare:
-        shown = ", ".join(f"{name} ({total[name]})" for name in rare[:10]) + (", …" if len(rare) > 10 else "")
+        few = shown([f"{name} ({total[name]})" for name in rare], 10)
         yield Finding(
             name="rare-class", severity="warning", count=len(rare),
-            text=f"{each(len(rare), 'class has', 'classes have')} fewer than {RARE} {what}{of}: {shown}. They can "
+            text=f"{each(len(rare), 'class has', 'classes have')} fewer than {RARE} {what}{of}: {few}. They can "
             "hardly be learned, nor tested. Find more of them, join them with others, or leave them out.",
         )  # fmt: skip
-    for split in ("valid", "test"):
+    for split in HELD_OUT:
         absent = [name for name in sorted(total) if split in counts and name not in rare and not counts[split][name]]
         if absent:
-            shown = ", ".join(absent[:10]) + (", …" if len(absent) > 10 else "")
             yield Finding(
                 name="missing-class", severity="warning", count=len(absent),
-                text=f"No {split} row has the {'class' if len(absent) == 1 else 'classes'} {shown}{of}: nothing there "
-                "tells how well they are predicted, and areas under curves cannot be computed.",
+                text=f"No {split} row has the {'class' if len(absent) == 1 else 'classes'} {shown(absent, 10)}{of}: "
+                "nothing there tells how well they are predicted, and areas under curves cannot be computed.",
             )  # fmt: skip
 
 
@@ -77,7 +76,7 @@ def _shift(counts: dict[str, Counter[str]], of: str) -> Iterator[Finding]:
     from scipy.stats import chi2_contingency
 
     train = counts.get("train", Counter())
-    for split in ("valid", "test"):
+    for split in HELD_OUT:
         own = counts.get(split, Counter())
         if min(own.total(), train.total()) < ENOUGH:
             continue

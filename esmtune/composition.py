@@ -9,6 +9,7 @@ import torch
 
 from esmtune.config import DEFAULT_ENCODER, DEFAULT_HEAD, DEFAULT_TUNING, LAYERS, Part, TrainConfig
 from esmtune.devices import choose_device, choose_precision
+from esmtune.distributions import distribution
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, LMHead
 from esmtune.events import Notice, Watcher, silent
@@ -18,6 +19,7 @@ from esmtune.predicting import Spec
 from esmtune.predictor import Predictor, find_encoder
 from esmtune.records import Dataset, Label
 from esmtune.registry import nearest
+from esmtune.sampling import can_draw
 from esmtune.tasks import Multitask, Task, task
 from esmtune.tuning import automatic, tuning
 
@@ -90,7 +92,7 @@ def fit_task(data: Dataset, asked: Part | None, labels: Sequence[Label] | None =
 def _takes(kind: str, option: str, value: Any) -> bool:
     """Whether a task has an option; a loss must be one for its kind of labels."""
     if option == "loss" and option in task.options(kind):
-        return value in ((*loss, *ranking) if task[kind].reads == "number" else class_loss)
+        return value in ((*loss, *ranking, *distribution) if task[kind].reads == "number" else class_loss)
     return option in task.options(kind)
 
 
@@ -128,14 +130,25 @@ def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, wa
         targets=data.targets,
         max_length=config.max_length,
         trained_on={"records": len(data.of("train")), "sha256": data.sha256},
+        dropout_samples=config.dropout_samples,
     )
     if start is None:
         encoder = origin.encoder if tuning_spec["name"] == "frozen" else sharing(origin.encoder)
-        return _tuned(Predictor(spec, encoder, origin.moved), config)
-    fresh = Predictor(spec, ESM2(origin.encoder.config), origin.moved)
+        return _tuned(_sampling(Predictor(spec, encoder, origin.moved)), config)
+    fresh = _sampling(Predictor(spec, ESM2(origin.encoder.config), origin.moved))
     predictor = _tuned(_initialized(fresh, start, config, watch), config)
     standardized = (n for n in predictor.state_dict() if n.startswith(("encoder.", "head.standardize")))
     predictor.is_standardized = not any(starts_anew(config, name) for name in standardized)
+    return predictor
+
+
+def _sampling(predictor: Predictor) -> Predictor:
+    """Refuse draws of a dropout that the head does not have."""
+    if predictor.spec.dropout_samples and not can_draw(predictor.head):
+        raise ValueError(
+            f"dropout_samples draws the head's dropout, but head {predictor.spec.head['name']!r} has none: leave it "
+            "out, or take --head mlp."
+        )
     return predictor
 
 

@@ -29,7 +29,7 @@ def copies(facts: Facts) -> Iterator[Finding]:
                 within.append(part)
             else:
                 again += part[1:]
-    yield from _leaks(facts, across, torn)
+    yield from _leaks(facts, across, torn, allowed)
     if within:
         yield Finding(
             name="conflict", severity="warning", count=len(within), ids=facts.ids(x for group in within for x in group),
@@ -103,17 +103,14 @@ def _beyond(allowed: Sequence[float | None]) -> str:
     return f" (of two rows, by more than {' or '.join(numbers)}, the spread of all labels)" if numbers else ""
 
 
-def _leaks(facts: Facts, across: Sequence[Sequence[int]], torn: Sequence[Sequence[int]]) -> Iterator[Finding]:
+def _leaks(
+    facts: Facts, across: Sequence[Sequence[int]], torn: Sequence[Sequence[int]], allowed: Sequence[float | None]
+) -> Iterator[Finding]:
     if not across:
         return
     learned = [group for group in across if any(facts.records[place].split == "train" for place in group)]
-    again = [facts.records[place].split for group in learned for place in group]
-    rows = [
-        f"{again.count(split):,} of the {len(facts.splits[split]):,} {split} rows"
-        for split in ("valid", "test")
-        if again.count(split)
-    ]
-    trained = f" ({' and '.join(rows)} are trained on too)" if rows else ""
+    rows = facts.held_out(place for group in learned for place in group)
+    trained = f" ({rows} are trained on too)" if rows else ""
     yield Finding(
         name="leak", severity="warning", count=len(across), ids=facts.ids(x for group in across for x in group),
         text=f"{each(len(across), 'sequence stands', 'sequences stand')} in more than one split{trained}. There "
@@ -124,5 +121,5 @@ def _leaks(facts: Facts, across: Sequence[Sequence[int]], torn: Sequence[Sequenc
             name="leak-conflict", severity="warning", count=len(torn),
             ids=facts.ids(x for group in torn for x in group),
             text=f"Of the sequences in more than one split {each(len(torn), 'has', 'have')} another label in each"
-            f"{_beyond(tolerances(facts))}: one of them is wrong, or the labels are incomplete. Look them up.",
+            f"{_beyond(allowed)}: one of them is wrong, or the labels are incomplete. Look them up.",
         )  # fmt: skip

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from esmtune.alphabet import PAD
-from esmtune.attention import attend, choose, difference, only
+from esmtune.attention import BROKEN, attend, choose, difference, only, reason_of
 from esmtune.config import Accelerator
-from esmtune.devices import choose_device, choose_precision, products
+from esmtune.devices import choose_device, choose_precision, devices_here, products
 from esmtune.esm2 import ESM2, ESM2Config, Tokens
 from esmtune.events import Progress, Watcher, silent
 from esmtune.spans import Spans
@@ -28,7 +28,6 @@ HEADS = (16, 24, 32, 64, 128)  # channels of a head, of all official encoders
 TOLERANCE: dict[Products, float] = {"float32": 1e-4, "bfloat16": 0.1}
 TIMED = (20, 50, 80, 150)  # lengths
 COPIES = {"cpu": 1}  # of them; on any other device many, for it to have enough to do
-BROKEN = (RuntimeError, NotImplementedError, TypeError, ValueError, ImportError)  # what a missing kernel may raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +93,7 @@ def doctor(accelerator: Accelerator = "auto", watch: Watcher = silent) -> Diagno
         ValueError: for a device that this machine does not have.
     """
     device = choose_device(accelerator)
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    devices = [name for name, is_here in here.items() if is_here] if accelerator == "auto" else [device]
+    devices = devices_here() if accelerator == "auto" else [device]
     cases: list[tuple[str, Products, str]] = [(d, p, w) for d in devices for p in PRECISIONS for w in ("auto", *WAYS)]
     findings = []
     for number, (name, precision, way) in enumerate(cases):
@@ -121,7 +119,7 @@ def _examined(device: torch.device, precision: Products, way: str) -> Finding:
                     errors[test] = max(errors.get(test, 0.0), error)
             took = _timed(device, dtype)
     except BROKEN as problem:
-        broken = (str(problem).splitlines() or [type(problem).__name__])[0]
+        broken = reason_of(problem)
     return Finding(
         device=device.type, precision=precision, way=way, takes=takes, broken=broken, errors=errors, microseconds=took
     )

@@ -7,10 +7,11 @@ import numpy as np
 from esmtune.class_findings import classes
 from esmtune.copies import copies
 from esmtune.curation import Curated
-from esmtune.findings import Facts, Finding, Severity
+from esmtune.findings import UNLIKELY, Facts, Finding, Severity
 from esmtune.kinship import kin
 from esmtune.labels import counted_as
-from esmtune.number_findings import UNLIKELY, numbers
+from esmtune.number_findings import numbers
+from esmtune.records import SPLITS
 from esmtune.sequence_findings import sequences
 
 LOOKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (copies, kin, numbers, classes, sequences)
@@ -28,10 +29,15 @@ def examine(curated: Curated) -> list[Finding]:
     >>> [finding.name for finding in examine(curated)]
     ['conflict']
     """
-    facts = Facts(records=curated.whole, targets=curated.dataset.targets, reads=curated.reads)
+    facts = facts_of(curated)
     found = [finding for look in LOOKS if facts.records for finding in look(facts)]
     found += _missing_unevenly(curated, facts)
     return sorted(found, key=lambda finding: ORDER.index(finding.severity))
+
+
+def facts_of(curated: Curated) -> Facts:
+    """What the findings about curated data are made from."""
+    return Facts(records=curated.whole, targets=curated.dataset.targets, reads=curated.reads)
 
 
 def refuse_errors(findings: list[Finding]) -> None:
@@ -61,7 +67,7 @@ def said(findings: list[Finding]) -> list[str]:
 
 def _missing_unevenly(curated: Curated, facts: Facts) -> Iterator[Finding]:
     """Whether one split lacks more labels than another: then what is missing is missing for a reason."""
-    splits = [split for split in ("train", "valid", "test") if split in facts.splits]
+    splits = [split for split in SPLITS if split in facts.splits]
     table = np.array([[curated.blank.get(split, 0), len(facts.splits[split])] for split in splits])  # pyright: ignore[reportArgumentType, reportCallIssue]
     if len(table) < 2 or not table[:, 0].any():
         return

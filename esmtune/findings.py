@@ -1,5 +1,6 @@
 """What is found in data before anything is trained, and what it is found in."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from esmtune.labels import Reads
-from esmtune.records import Form, Label, Record, Target
+from esmtune.records import HELD_OUT, SPLITS, Form, Label, Record, Target
 
 Severity = Literal["error", "warning", "note"]
 # Each has its paragraph in docs/data-checks.md.
@@ -46,6 +47,7 @@ Name = Literal[
 ]
 KEPT_IDS = 100
 ENOUGH = 20  # rows, below which nothing is said of how labels are distributed
+UNLIKELY = 0.001  # p, from which something is no chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ class Facts:
     def splits(self) -> dict[str, Int[np.ndarray, "places"]]:
         """The places of the records of each split that has any."""
         names = np.array([r.split or "train" for r in self.records])
-        found = {name: np.flatnonzero(names == name) for name in ("train", "valid", "test")}
+        found = {name: np.flatnonzero(names == name) for name in SPLITS}
         return {name: places for name, places in found.items() if len(places)}
 
     def ids(self, places: Iterable[int]) -> tuple[str, ...]:
@@ -90,6 +92,12 @@ class Facts:
             if len(found) == KEPT_IDS:
                 break
         return tuple(found)
+
+    def held_out(self, places: Iterable[int]) -> str:
+        """How many rows of validation and test these are, of how many; nothing if they are none."""
+        own = Counter(self.records[place].split for place in places)
+        rows = ((own[split], len(self.splits[split]), split) for split in HELD_OUT if own[split])
+        return " and ".join(f"{count:,} of the {total:,} {split} rows" for count, total, split in rows)
 
     def of(self, place: int) -> str:
         """Which target it is, where there are several."""
@@ -116,6 +124,15 @@ class Facts:
         """Whether labels are of residues."""
         form: Form = self.targets[0].form
         return form not in ("one", "columns")
+
+
+def shown(texts: Sequence[str], most: int) -> str:
+    """The first of several texts, and whether there are more.
+
+    >>> shown(["a", "b", "c"], 2)
+    'a, b, …'
+    """
+    return ", ".join(texts[:most]) + (", …" if len(texts) > most else "")
 
 
 def chance(p: float) -> str:

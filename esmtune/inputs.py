@@ -109,6 +109,17 @@ class Inputs:
         width = self.predictor.task.num_outputs
         return self._gathered(indices, counts, width, stage, lambda batch: self.predictor(self(batch)))
 
+    def said(self, indices: Sequence[int], stage: str) -> Float[Tensor, "draws points outputs"]:
+        """The outputs that the predictor gives once it is trained: one draw, or as many as it draws of its dropout."""
+        self.prepare(indices, stage)
+        counts = [self.points[i] for i in indices]
+        draws, width = self.predictor.draws, self.predictor.task.num_outputs
+        found = self._gathered(
+            indices, counts, draws * width, stage,
+            lambda batch: torch.cat(self.predictor.said(self(batch), [self.sequences[i] for i in batch]), dim=1),
+        )  # fmt: skip
+        return found.unflatten(1, (draws, width)).transpose(0, 1)
+
     def _gathered(
         self, indices: Sequence[int], counts: Sequence[int], width: int, stage: str,
         compute: Callable[[Sequence[int]], Tensor],

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int, UInt
 
 from esmtune.findings import Facts, Finding
+from esmtune.records import HELD_OUT
 
 IDENTITY = 0.9  # of the shorter one's residues
 COVERAGE = 0.8  # the shorter one's length in the longer one's: fragments are another matter
@@ -27,28 +28,24 @@ def kin(facts: Facts) -> Iterator[Finding]:
             name="variants", severity="note", count=len(sequences),
             text="These are variants of one protein, alike by design. If a split of them is drawn at random, the "
             "scores tell how well gaps between measured variants are filled; they are optimistic for positions, or "
-            "numbers of mutations, that were not measured. esmtune split --method position or mutations tests that.",
+            "numbers of mutations, that were not measured. To test that, hold out whole positions, or all with "
+            "many mutations.",
         )  # fmt: skip
         return
     train = facts.splits.get("train", np.empty(0, np.int64))
-    held = np.concatenate([np.empty(0, np.int64), *(facts.splits[s] for s in ("valid", "test") if s in facts.splits)])
+    held = np.concatenate([np.empty(0, np.int64), *(facts.splits[s] for s in HELD_OUT if s in facts.splits)])
     pairs = near_pairs([sequences[i] for i in held], [sequences[i] for i in train])
     pairs = [(int(held[one]), int(train[other]), identity) for one, other, identity in pairs]
     pairs = [pair for pair in pairs if sequences[pair[0]] != sequences[pair[1]]]  # copies are told of elsewhere
     if not pairs:
         return
-    again = [facts.records[one].split for one, _, _ in pairs]
-    rows = " and ".join(
-        f"{again.count(split):,} of the {len(facts.splits[split]):,} {split} rows"
-        for split in ("valid", "test")
-        if again.count(split)
-    )
+    rows = facts.held_out(one for one, _, _ in pairs)
     one, other, identity = pairs[0]
     yield Finding(
         name="near-duplicates", severity="warning", count=len(pairs), ids=facts.ids(one for one, _, _ in pairs),
         text=f"{rows} are nearly the same as a training sequence (at least {IDENTITY:.0%} identical, such as "
         f"{facts.records[one].id} and {facts.records[other].id}, {identity:.0%}): scores are higher than they will be "
-        "for new proteins. esmtune split --method identity keeps relatives on one side.",
+        "for new proteins. Keep relatives on one side of the split.",
     )  # fmt: skip
 
 

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from esmtune.findings import ENOUGH, Facts, Finding, chance, each
+from esmtune.findings import ENOUGH, UNLIKELY, Facts, Finding, chance, each, shown
+from esmtune.records import HELD_OUT
 
 SENTINELS = (-1.0, *(sign * float("9" * digits) for sign in (-1, 1) for digits in range(2, 8)))
 FAR = 8.0  # robust standard deviations
 FEW = 0.01  # the share of the labels that outliers can be; more of them are a tail
 APART = 0.5  # of the range of all other labels, from them to a code that stands out
 SHIFTED = 0.2  # of 1, the largest difference of two cumulative distributions
-UNLIKELY = 0.001
 ORDERLY = 0.95
 CORRELATED, STRONGLY = 0.3, 0.5
 AT_LIMIT = 0.05
@@ -50,17 +50,17 @@ def _means(
 
 def _few_values(values: Float[np.ndarray, "points"], of: str) -> Iterator[Finding]:
     found = np.unique(values)
-    shown = ", ".join(f"{x:g}" for x in found[:6]) + (", …" if len(found) > 6 else "")
+    few = shown([f"{x:g}" for x in found[:7]], 6)
     if len(found) == 2:
         yield Finding(
             name="two-values", severity="warning", count=len(values),
-            text=f"The labels{of} are treated as amounts but take two values ({shown}). If they are classes, "
+            text=f"The labels{of} are treated as amounts but take two values ({few}). If they are classes, "
             "say --task binary.",
         )  # fmt: skip
     elif 2 < len(found) <= GRADES and 2 * len(found) < len(values) and (found == np.round(found)).all():
         yield Finding(
             name="whole-numbers", severity="note", count=len(values),
-            text=f"The labels{of} are treated as amounts but take {len(found)} whole values ({shown}). If they are "
+            text=f"The labels{of} are treated as amounts but take {len(found)} whole values ({few}). If they are "
             "names of classes, say --task multiclass; if they are grades, --task ordinal.",
         )  # fmt: skip
 
@@ -108,10 +108,10 @@ def _outliers(
     count = int(far.sum())
     if not 0 < count <= max(1, FEW * len(kept)):
         return strange
-    shown = ", ".join(f"{x:g}" for x in np.unique(values[far])[:6])
+    few = ", ".join(f"{x:g}" for x in np.unique(values[far])[:6])
     yield Finding(
         name="outliers", severity="warning", count=count, ids=facts.ids(owners[far].tolist()),
-        text=f"{each(count, 'label lies', 'labels lie')} far beyond all others{of} ({shown}, the others from "
+        text=f"{each(count, 'label lies', 'labels lie')} far beyond all others{of} ({few}, the others from "
         f"{rest.min():g} to {rest.max():g}): slips of the unit or the decimal point? One such label can ruin a "
         "regression. Correct them, or leave the cells empty.",
     )  # fmt: skip
@@ -149,7 +149,7 @@ def _extent(values: Float[np.ndarray, "points"], of: str) -> Iterator[Finding]:
 def _constant(
     values: Float[np.ndarray, "points"], owners: Int[np.ndarray, "points"], facts: Facts, of: str
 ) -> Iterator[Finding]:
-    for split in ("valid", "test"):
+    for split in HELD_OUT:
         own = values[np.isin(owners, facts.splits.get(split, []))]
         if len(own) > 1 and len(np.unique(own)) == 1:
             yield Finding(

@@ -146,7 +146,7 @@ def uniform(seed: Int[Tensor, "points 1"], counter: Int[Tensor, "#points dim"]) 
     https://doi.org/10.1145/2660193.2660195), and are the same on every device.
     """
     x = mix(seed) + counter * -0x61C8864680B583EB
-    return (mix(x) >> 40).bitwise_and_(0xFFFFFF) / 0x1000000
+    return _shifted(mix(x), 40) / 0x1000000
 
 
 def mix(x: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:

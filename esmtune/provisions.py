@@ -105,15 +105,15 @@ def provision(
 ) -> Provision:
     """Choose what was left open, in the order of what it costs: smaller passes, memory given back, computing twice."""
     ways = [way for way in found if recomputes in (None, way[0])] or list(found)[:1]
-    for recomputed, given_back in ways:
+
+    def made(recomputed: bool, given_back: bool) -> Provision:
         footprint = found[recomputed, given_back]
         most = tokens or tokens_that_fit(footprint, room, longest)
-        made = Provision(
+        return Provision(
             tokens=most, recomputes=recomputed, gives_back=given_back, peak=footprint.peak(most, longest), room=room
         )
-        if made.fits:
-            break
-    return made
+
+    return next((choice for way in ways if (choice := made(*way)).fits), made(*ways[-1]))
 
 
 def provided(

@@ -10,11 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 
 import esmtune
-from esmtune.config import Accelerator
+from esmtune.config import Accelerator, TrainConfig
 from esmtune.terminal import Bars, Identifier, Overwrite, Sequence, Skip, app, messages, results
 
 if TYPE_CHECKING:
     from esmtune.checking import Check, Quartiles
+
+Method = Literal["random", "stratified", "identity", "position", "mutations", "segment", "time"]  # methods.METHODS
 
 
 @app.command
@@ -166,3 +168,35 @@ def _print_findings(found: "Check") -> None:
         ids += ", …" if len(finding.ids) > SHOWN_IDS else "." * bool(ids)
         color = COLORS[finding.severity]
         results.print(f"[{color}]{finding.severity}[/] {finding.name}: {escape(finding.text + ids)}", soft_wrap=True)
+
+
+@app.command
+def split(
+    data: str,
+    *,
+    out: Annotated[Path, Parameter(help="A .csv, .tsv, .parquet or .jsonl file.")],
+    overwrite: Overwrite = False,
+    method: Annotated[
+        Method | None, Parameter(help="How. [default: identity if sequences are related, or random]")
+    ] = None,
+    target: Annotated[str | None, Parameter(help="The column with the labels, to deal them alike.")] = None,
+    sequence: Sequence = None,
+    identity: Annotated[float | None, Parameter(help="Sequences so alike are related. [default: 0.3]")] = None,
+    coverage: Annotated[float, Parameter(help="How much of the shorter one is alike then.")] = TrainConfig.coverage,
+    wild_type: Annotated[str | None, Parameter(help="What variants differ from. [default: told from them]")] = None,
+    mutations: Annotated[int | None, Parameter(help="Train on variants with at most so many.")] = None,
+    time: Annotated[str | None, Parameter(help="The column with the times, for --method time.")] = None,
+    valid_fraction: Annotated[float, Parameter(help="Of the rows.")] = TrainConfig.valid_fraction,
+    test_fraction: Annotated[float, Parameter(help="Of the rows.")] = TrainConfig.test_fraction,
+    folds: Annotated[int | None, Parameter(help="Instead of one split: a column fold_N for each.")] = None,
+    repeats: Annotated[int, Parameter(help="Deal the folds so many times anew.")] = 1,
+    seed: Annotated[int, Parameter(help="Of what is drawn.")] = 0,
+) -> None:
+    """Split a table into train, valid and test; all rows and columns come back, in order."""
+    with Bars() as bars:
+        frame = esmtune.split(
+            data, out=out, overwrite=overwrite, method=method, target=target, sequence=sequence, identity=identity,
+            coverage=coverage, wild_type=wild_type, mutations=mutations, time=time, valid_fraction=valid_fraction,
+            test_fraction=test_fraction, folds=folds, repeats=repeats, seed=seed, watch=bars,
+        )  # fmt: skip
+    results.print(f"Split: {out} ({frame.height:,} rows)", soft_wrap=True)
