@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from esmtune.encoders import load_encoder, save_huggingface
     from esmtune.ensembles import Ensemble
     from esmtune.fitting import train
+    from esmtune.planning import Plan, plan
     from esmtune.predictor import Predictor
     from esmtune.runs import Run
     from esmtune.splitting import split
@@ -24,6 +25,7 @@ __version__ = "0.2.0"
 __all__ = [
     "Check",
     "Ensemble",
+    "Plan",
     "Predictor",
     "Run",
     "check",
@@ -33,6 +35,7 @@ __all__ = [
     "load",
     "load_encoder",
     "merge",
+    "plan",
     "predict",
     "save_huggingface",
     "split",
@@ -47,6 +50,8 @@ _ROOMS = {
     "load_encoder": "encoders",
     "save_huggingface": "encoders",
     "Ensemble": "ensembles",
+    "Plan": "planning",
+    "plan": "planning",
     "Predictor": "predictor",
     "Run": "runs",
     "split": "splitting",

@@ -1,6 +1,6 @@
 """A predictor beside the baselines: the scores of each, how sure they are, and what was gained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -22,6 +22,8 @@ from esmtune.predictor import find_encoder
 from esmtune.records import Label, Level, Record
 from esmtune.tasks import Task
 
+Lookup = Callable[[str], "Float[np.ndarray, 'points channels'] | None"]  # what was computed of a sequence before
+
 WIDEST = 4480  # numbers a sequence, beyond which fewer layers are taken
 PREDICTOR = "predictor"
 SPOKEN = {"spearman": "Spearman", "pearson": "Pearson", "r2": "R2", "f1": "F1"}
@@ -38,7 +40,7 @@ class Side:
     task: Task
     outputs: Float[Tensor, "points outputs"]  # of the predictor
     ignorant: Task  # what the outputs of baselines mean
-    baselines: Mapping[str, Float[Tensor, "points outputs"]]
+    baselines: Mapping[str, Float[Tensor, "points _"]]
 
     def scores(self) -> dict[str, dict[str, Any]]:
         """The scores of each baseline."""
@@ -193,17 +195,22 @@ def usual_layers(encoder: ESM2, level: Level) -> tuple[int, ...]:
     return tuple(last - round(last * place / max(1, count - 1)) for place in reversed(range(count)))
 
 
+def not_kept(sequence: str) -> None:
+    """Nothing was computed before."""
+
+
 def embedder(
     encoder: ESM2, name: str, level: Level, *, precision: Precision, tokens_per_batch: int, cache: Cache | None,
-    kept: Mapping[str, Float[np.ndarray, "points channels"]], watch: Watcher,
+    kept: Lookup, watch: Watcher,
 ) -> Embed:  # fmt: skip
     """Vectors of sequences, or of their residues, by a frozen encoder; those that are `kept` are not computed."""
     pool: Pooling = "residue" if level == "residue" else "mean"
     layers = usual_layers(encoder, level)
 
     def embed(sequences: Sequence[str]) -> Float[np.ndarray, "points channels"]:
-        if all(sequence in kept for sequence in sequences):
-            return np.concatenate([kept[sequence] for sequence in sequences])
+        found = [vectors for sequence in sequences if (vectors := kept(sequence)) is not None]
+        if len(found) == len(sequences):
+            return np.concatenate(found)
         vectors = embed_sequences(
             encoder, sequences, layers=layers, pool=pool, precision=precision, dtype=np.dtype("float32"),
             tokens_per_batch=tokens_per_batch, cache=cache, name=name, watch=watch,

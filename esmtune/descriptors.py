@@ -55,7 +55,7 @@ def windows(sequence: str) -> Float[np.ndarray, "residues 42"]:
 class Variants:
     """Variants of one protein: sequences of one length that differ from a wild type by little.
 
-    >>> found = Variants.among(["MKTV", "MKTV", "MKAV"])
+    >>> found = Variants.among(["MKTV", "MKTI", "MKAV"])
     >>> found.wild_type, found.changes("MKGV")
     ('MKTV', [(2, 'G')])
     """

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from esmtune.baselines import Embed, Means
 from esmtune.cache import cache_at
-from esmtune.comparison import Side, baselines_of, comparison, embedder, expecter, out_of_fold, usual_layers
+from esmtune.comparison import (
+    Lookup,
+    Side,
+    baselines_of,
+    comparison,
+    embedder,
+    expecter,
+    not_kept,
+    out_of_fold,
+    usual_layers,
+)
 from esmtune.composition import fit_task
 from esmtune.config import TOKENS_PER_BATCH, Part, TrainConfig
 from esmtune.devices import choose_device
@@ -90,14 +100,22 @@ def _means(trained: Trained, dataset: Dataset, watch: Watcher) -> Means:
     )  # fmt: skip
 
 
-def _kept(trained: Trained, dataset: Dataset) -> dict[str, np.ndarray]:
-    """What the run computed already, if it is what the baselines look at."""
+def _kept(trained: Trained, dataset: Dataset) -> Lookup:
+    """What the run computed of a sequence already, if it is what the baselines look at."""
     first = trained.predictor.members[0] if isinstance(trained.predictor, Ensemble) else trained.predictor
-    pool = "residue" if dataset.level == "residue" else "mean"
-    same = first.spec.layers == usual_layers(trained.origin.encoder, dataset.level) and first.head.pool_name == pool
+    pool, own = "residue" if dataset.level == "residue" else "mean", first.head.pool_name
+    same = first.spec.layers == usual_layers(trained.origin.encoder, dataset.level) and own in (pool, "residue")
     if first.spec.tuning["name"] != "frozen" or not same:
-        return {}
-    return {sequence: torch.cat(parts, dim=1).numpy() for sequence, parts in trained.kept.items()}
+        return not_kept
+
+    def found(sequence: str) -> np.ndarray | None:
+        parts = trained.kept.get(sequence)
+        if parts is None:
+            return None
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return (x if own == pool else x.mean(0, keepdim=True)).numpy()
+
+    return found
 
 
 def judged(
@@ -139,7 +157,7 @@ def _embed_if_kept(
         return None
     return embedder(
         encoder, source.name, level, precision=config.precision, tokens_per_batch=config.tokens_per_batch or TOKENS_PER_BATCH, cache=cache,
-        kept={}, watch=watch,
+        kept=not_kept, watch=watch,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from esmtune.terminal import Bars, Identifier, Overwrite, Sequence, Skip, app, m
 
 if TYPE_CHECKING:
     from esmtune.checking import Check, Quartiles
+    from esmtune.planning import Plan
 
 Method = Literal["random", "stratified", "identity", "position", "mutations", "segment", "time"]  # methods.METHODS
 
@@ -200,3 +201,57 @@ def split(
             test_fraction=test_fraction, folds=folds, repeats=repeats, seed=seed, watch=bars,
         )  # fmt: skip
     results.print(f"Split: {out} ({frame.height:,} rows)", soft_wrap=True)
+
+
+@app.command
+def plan(
+    data: str,
+    *,
+    out: Annotated[Path | None, Parameter(help="Also write the plan to this .json file.")] = None,
+    overwrite: Overwrite = False,
+    config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008 - frozen
+) -> None:
+    """Tell what a training would take, and what fits if it does not; the options are those of train.
+
+    Exit code 1 where it does not fit into memory. Nothing is trained or kept.
+    """
+    usual = TrainConfig()
+    options = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    options = {name: value for name, value in options.items() if value != getattr(usual, name)}
+    with Bars() as bars:
+        found = esmtune.plan(data, out=out, overwrite=overwrite, watch=bars, **options)
+    _print_plan(found)
+    if not found.fits:
+        sys.exit(1)
+
+
+GIB = 2**30
+
+
+def _print_plan(found: "Plan") -> None:
+    times = f"{found.trainings} times " if found.trainings > 1 else ""
+    results.print(
+        f"{times}{found.tuning} on {found.encoder}, {found.records:,} training records of {found.residues:,} residues, "
+        f"at most {found.epochs:,} epochs", soft_wrap=True, markup=False,
+    )  # fmt: skip
+    again = ", layers that compute twice" if found.checkpoint_activations else ""
+    fits = "fits" if found.fits else "does not fit"
+    results.print(
+        f"Memory: about {found.peak / GIB:,.1f} GiB of {found.room / GIB:,.1f} GiB, so it {fits} "
+        f"(passes of {found.tokens_per_batch:,} tokens{again})", soft_wrap=True, markup=False,
+    )  # fmt: skip
+    for stage in found.stages:
+        results.print(f"{stage.name}: {_between(stage.low, stage.high)}")
+    if found.fits:
+        results.print(f"In all, on this machine as it is now: {_between(*found.seconds)}")
+        results.print(found.command, soft_wrap=True, markup=False)
+    for advice in found.advice:
+        memory = "" if advice.peak is None else f", about {advice.peak / GIB:,.1f} GiB"
+        results.print(f"Fits: {advice.text}{memory}\n  {advice.command}", soft_wrap=True, markup=False)
+    if not found.fits and not found.advice:
+        results.print("Nothing smaller fits either: free some memory, or cut long sequences (--max-length).")
+
+
+def _between(low: float, high: float) -> str:
+    unit, size = next(((u, s) for u, s in (("hours", 3600), ("minutes", 60)) if high >= 2 * s), ("seconds", 1))
+    return f"{low / size:,.1f} to {high / size:,.1f} {unit}"
