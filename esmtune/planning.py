@@ -89,7 +89,7 @@ def plan(
     >>> rows = [("MKTV", 0.1), ("GGSG", 0.9), ("MKTI", 0.2), ("GGAG", 1.1)] * 3
     >>> found = plan(rows, encoder="random:esm2_t6_8M_UR50D", tuning="full", epochs=2, cache="none")
     >>> found.fits, found.epochs, found.trainings, [stage.name for stage in found.stages]
-    (True, 2, 5, ['training', 'validating', 'predicting'])
+    (True, 2, 1, ['training', 'validating', 'predicting'])
 
     Raises:
         BadRowsError: for rows that cannot be used, unless `skip_bad_rows`.
@@ -97,7 +97,7 @@ def plan(
     """
     config = configured(options)
     if out is not None:
-        check_out(Path(out), overwrite=overwrite, kind="file")
+        check_out(Path(out), overwrite=overwrite, kind="scores")
     curated = curate_training(data, config)
     dataset = curated.dataset
     held = psutil.Process().memory_info().rss
