@@ -200,12 +200,11 @@ def not_kept(sequence: str) -> None:
 
 
 def embedder(
-    encoder: ESM2, name: str, level: Level, *, precision: Precision, tokens_per_batch: int, cache: Cache | None,
-    kept: Lookup, watch: Watcher,
+    encoder: ESM2, name: str, level: Level, layers: Sequence[int], *, precision: Precision, tokens_per_batch: int,
+    cache: Cache | None, kept: Lookup, watch: Watcher,
 ) -> Embed:  # fmt: skip
     """Vectors of sequences, or of their residues, by a frozen encoder; those that are `kept` are not computed."""
     pool: Pooling = "residue" if level == "residue" else "mean"
-    layers = usual_layers(encoder, level)
 
     def embed(sequences: Sequence[str]) -> Float[np.ndarray, "points channels"]:
         found = [vectors for sequence in sequences if (vectors := kept(sequence)) is not None]

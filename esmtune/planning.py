@@ -54,7 +54,7 @@ class Advice:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a training will take; times are those of this machine as it is now, at most as many epochs as are asked for."""
+    """What a training will take: times on this machine as it is now, of as many epochs as it may have."""
 
     encoder: str
     tuning: str
@@ -115,7 +115,7 @@ def plan(
     found = Plan(
         encoder=origin.source.name, tuning=str((config.tuning or {})["name"]), records=len(lengths),
         residues=sum(lengths), longest=max(map(len, (r.sequence for r in dataset.of(None)))), trainings=len(members),
-        epochs=members[0].config.epochs or 0, stages=stages, tokens_per_batch=chosen.tokens,
+        epochs=-(-_steps(members[0]) // max(1, _steps_per_epoch(members[0]))), stages=stages, tokens_per_batch=chosen.tokens,
         checkpoint_activations=chosen.recomputes, peak=chosen.peak + held, room=int(chosen.room) + held,
         fits=chosen.fits, command=command_of(data, options),
         advice=() if chosen.fits else tuple(_advised(data, options, config, members[0], origin, held)),
@@ -187,14 +187,14 @@ def _stages(predictor: Predictor, config: TrainConfig, members: Sequence[Member]
             steps = sum(_steps(member) for member in members)
             yield _stage("training", _timed(_of_head(predictor, everything, members[0].config)), steps)
         return
-    epochs = members[0].config.epochs or 1
+    epochs = _steps(members[0]) / max(1, _steps_per_epoch(members[0]))
     learned, held = (sum(len(r.sequence) for m in members for r in m.data.of(split)) for split in ("train", "valid"))
     yield _stage("training", _timed(_of_both(predictor, tokens)), epochs * learned / residues)
     yield _stage("validating", forward, epochs * held / residues)
     yield _stage("predicting", forward, len(members) * sum(map(len, everything)) / residues)
 
 
-def _stage(name: str, times: tuple[float, float], count: float) -> Stage:
+def _stage(name: str, times: tuple[float, float], count: int | float) -> Stage:
     return Stage(name=name, low=times[0] * count / AROUND, high=times[1] * count * AROUND)
 
 
@@ -265,8 +265,11 @@ def _learning(predictor: Predictor) -> Iterator[None]:
 
 
 def _steps(member: Member) -> int:
-    config = member.config
-    return (config.epochs or 1) * -(-len(member.data.of("train")) // (config.global_batch_size or 1))
+    return member.config.max_steps or (member.config.epochs or 1) * _steps_per_epoch(member)
+
+
+def _steps_per_epoch(member: Member) -> int:
+    return -(-len(member.data.of("train")) // (member.config.global_batch_size or 1))
 
 
 def _not_kept(predictor: Predictor, config: TrainConfig, sequences: Sequence[str]) -> list[str]:

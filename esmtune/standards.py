@@ -11,6 +11,7 @@ from torch import Tensor
 from esmtune.baselines import Embed, Means
 from esmtune.cache import cache_at
 from esmtune.comparison import (
+    WIDEST,
     Lookup,
     Side,
     baselines_of,
@@ -89,24 +90,30 @@ def _means(trained: Trained, dataset: Dataset, watch: Watcher) -> Means:
     config, origin = trained.config, trained.origin
     device = choose_device(config.accelerator)
     name = config.encoder or origin.source.name
+    layers, kept = _kept(trained, dataset)
     return Means(
         seed=config.seed,
         embed=embedder(
-            origin.encoder.to(torch.device(device)), origin.source.name, dataset.level, precision=config.precision,
-            tokens_per_batch=config.tokens_per_batch or TOKENS_PER_BATCH, cache=cache_at(config.cache), kept=_kept(trained, dataset),
-            watch=watch,
+            origin.encoder.to(torch.device(device)), origin.source.name, dataset.level, layers,
+            precision=config.precision, tokens_per_batch=config.tokens_per_batch or TOKENS_PER_BATCH,
+            cache=cache_at(config.cache), kept=kept, watch=watch,
         ),
         expect=None if origin.source.is_random else expecter(name, device, watch),
     )  # fmt: skip
 
 
-def _kept(trained: Trained, dataset: Dataset) -> Lookup:
-    """What the run computed of a sequence already, if it is what the baselines look at."""
+def _kept(trained: Trained, dataset: Dataset) -> tuple[tuple[int, ...], Lookup]:
+    """The layers that baselines look at, and what the run computed of a sequence already, so that nothing is twice.
+
+    Of a frozen encoder whose residues the head sees they are the head's layers.
+    """
     first = trained.predictor.members[0] if isinstance(trained.predictor, Ensemble) else trained.predictor
     pool, own = "residue" if dataset.level == "residue" else "mean", first.head.pool_name
-    same = first.spec.layers == usual_layers(trained.origin.encoder, dataset.level) and own in (pool, "residue")
-    if first.spec.tuning["name"] != "frozen" or not same:
-        return not_kept
+    usual, seen = usual_layers(trained.origin.encoder, dataset.level), first.spec.layers
+    if first.spec.tuning["name"] != "frozen" or (own != "residue" and (own != pool or seen != usual)):
+        return usual, not_kept
+    if first.features_dim > WIDEST:
+        return usual, not_kept
 
     def found(sequence: str) -> np.ndarray | None:
         parts = trained.kept.get(sequence)
@@ -115,7 +122,7 @@ def _kept(trained: Trained, dataset: Dataset) -> Lookup:
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return (x if own == pool else x.mean(0, keepdim=True)).numpy()
 
-    return found
+    return seen, found
 
 
 def judged(
@@ -156,8 +163,8 @@ def _embed_if_kept(
         watch(Notice("No ridge on embeddings: those of the training rows are no longer kept."))
         return None
     return embedder(
-        encoder, source.name, level, precision=config.precision, tokens_per_batch=config.tokens_per_batch or TOKENS_PER_BATCH, cache=cache,
-        kept=not_kept, watch=watch,
+        encoder, source.name, level, usual_layers(encoder, level), precision=config.precision,
+        tokens_per_batch=config.tokens_per_batch or TOKENS_PER_BATCH, cache=cache, kept=not_kept, watch=watch,
     )  # fmt: skip
 
 

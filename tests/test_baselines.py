@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 import esmtune
 from esmtune.alphabet import INDEX
 from esmtune.baselines import Means, outputs_of_baselines
-from esmtune.comparison import embedder
+from esmtune.comparison import embedder, not_kept, usual_layers
 from esmtune.descriptors import Variants, windows
 from esmtune.encoders import save_huggingface
 from esmtune.esm2 import Tokens
@@ -230,7 +230,7 @@ def test_every_kind_of_label_has_baselines(case, sequences):
     kind, labels = CASES[case]
     labels = (labels * 10)[:40]
     task, encoder = kind.fit(labels), tiny_encoder(lm_head=True)
-    embed = embedder(encoder, "tiny", "sequence", precision="float32", tokens_per_batch=4096, cache=None, kept={},
+    embed = embedder(encoder, "tiny", "sequence", usual_layers(encoder, "sequence"), precision="float32", tokens_per_batch=4096, cache=None, kept=not_kept,
                      watch=silent)  # fmt: skip
     with torch.no_grad():
         means = Means(embed=embed, expect=lambda s: encoder.logits(Tokens.of([s])).log_softmax(-1).numpy())
