@@ -41,7 +41,7 @@ def main() -> None:
     contender: Callable[..., float] = {"ours": ours, "esm-cpp": esm_cpp}.get(args.contender, peer)
     seconds = contender(args, sequences)
     print(json.dumps({
-        "seconds": seconds, "residues": sum(map(len, sequences)) * args.epochs,
+        "seconds": seconds, "sequences": len(sequences), "residues": sum(map(len, sequences)) * args.epochs,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }))  # fmt: skip
 

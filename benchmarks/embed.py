@@ -1,4 +1,4 @@
-"""How fast 64 sequences of mixed length are embedded, beside transformers, in one run.
+"""How fast sequences of mixed length are embedded, beside transformers, in one run.
 
     OMP_NUM_THREADS=2 python benchmarks/embed.py [--weights FOLDER] [--size esm2_t6_8M_UR50D] [--rounds 5] [--peer FILE]
 
@@ -34,10 +34,11 @@ def main() -> None:
     parser.add_argument("--size", default="esm2_t6_8M_UR50D")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--peer", help="a script to time instead of transformers in this process")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    sequences = drawn(64, "mixed")
+    sequences = drawn(args.sequences, "mixed")
     with tempfile.TemporaryDirectory() as folder:
         weights = args.weights or random_weights(args.size, Path(folder))
         ours = our_embedding(weights, sequences)

@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="rows by name, such as embed-8M-mixed")
     parser.add_argument("--out", type=Path, default=HERE / "results" / f"speed-{date.today()}.json")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sequences", type=int, help="so many, for a short try")
     args = parser.parse_args()
     names = [row.name for row in ROWS]
     unknown = set(args.only or ()) - set(names)
@@ -76,21 +77,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for row in rows:
             weights = made(row.size, Path(folder))
-            rounds = [
-                {name: measured(name, row, weights, args.threads) for name in row.contenders}
-                for _ in range(args.rounds)
-            ]
+            rounds = [{name: measured(name, row, weights, args) for name in row.contenders} for _ in range(args.rounds)]
             found[row.name] = summary(row, rounds, peak)
             print(line(row.name, found[row.name]), flush=True)
             args.out.write_text(json.dumps({"about": about(args, peak), "rows": found}, indent=1) + "\n")
 
 
-def measured(contender: str, row: Row, weights: Path, threads: int) -> dict[str, float]:
+def measured(contender: str, row: Row, weights: Path, args: argparse.Namespace) -> dict[str, float]:
     """One contender's seconds, residues and peak memory."""
     command = [sys.executable, HERE / "contenders.py", contender, row.work, "--weights", weights]
-    command += ["--lengths", row.lengths, "--sequences", str(SEQUENCES[row.size]), "--epochs", str(row.epochs)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "ESMTUNE_CACHE": "none"}
-    command += ["--threads", str(threads)]
+    command += ["--lengths", row.lengths, "--epochs", str(row.epochs)]
+    command += ["--sequences", str(args.sequences or SEQUENCES[row.size]), "--threads", str(args.threads)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1", "ESMTUNE_CACHE": "none"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{contender} failed on {row.name}:\n{done.stderr}")
@@ -100,7 +98,7 @@ def measured(contender: str, row: Row, weights: Path, threads: int) -> dict[str,
 def summary(row: Row, rounds: list[dict[str, dict[str, float]]], peak: float) -> dict[str, Any]:
     """Medians and ranges over the rounds."""
     rate = statistics.median(r["ours"]["residues"] / r["ours"]["seconds"] for r in rounds)
-    mean_length = rounds[0]["ours"]["residues"] / row.epochs / SEQUENCES[row.size]
+    mean_length = rounds[0]["ours"]["residues"] / rounds[0]["ours"]["sequences"] / row.epochs
     result: dict[str, Any] = {
         "residues_per_second": {
             name: round(statistics.median(r[name]["residues"] / r[name]["seconds"] for r in rounds), 1)
@@ -184,7 +182,8 @@ def about(args: argparse.Namespace, peak: float) -> dict[str, Any]:
                                     ("AVX512-BF16", torch.cpu._is_avx512_bf16_supported())) if has]  # fmt: skip
     return {
         "date": str(date.today()), "processor": processor(), "bfloat16_units": units, "threads": args.threads,
-        "rounds": args.rounds, "product_peak_gflops": round(peak / 1e9), "sequences": SEQUENCES,
+        "rounds": args.rounds, "product_peak_gflops": round(peak / 1e9),
+        "sequences": args.sequences or SEQUENCES,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }  # fmt: skip
 

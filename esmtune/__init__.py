@@ -17,15 +17,18 @@ if TYPE_CHECKING:
     from esmtune.encoders import load_encoder, save_huggingface
     from esmtune.ensembles import Ensemble
     from esmtune.fitting import train
+    from esmtune.planning import Plan, plan
     from esmtune.predictor import Predictor
     from esmtune.reporting import report
     from esmtune.runs import Run
+    from esmtune.splitting import split
 
 __version__ = "0.2.0"
 __all__ = [
     "Check",
     "Comparison",
     "Ensemble",
+    "Plan",
     "Predictor",
     "Run",
     "check",
@@ -36,9 +39,11 @@ __all__ = [
     "load",
     "load_encoder",
     "merge",
+    "plan",
     "predict",
     "report",
     "save_huggingface",
+    "split",
     "train",
 ]
 
@@ -53,8 +58,11 @@ _ROOMS = {
     "load_encoder": "encoders",
     "save_huggingface": "encoders",
     "Ensemble": "ensembles",
+    "Plan": "planning",
+    "plan": "planning",
     "Predictor": "predictor",
     "Run": "runs",
+    "split": "splitting",
     "train": "fitting",
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from esmtune.findings import ENOUGH, UNLIKELY, Facts, Finding, chance, each, shown
+from esmtune.records import HELD_OUT
 from esmtune.targets import classes_in, names_of
 
 ONE_SIDED = 0.95
@@ -61,7 +62,7 @@ def _rare(counts: dict[str, Counter[str]], named: set[str], facts: Facts, of: st
             text=f"{each(len(rare), 'class has', 'classes have')} fewer than {RARE} {what}{of}: {few}. They can "
             "hardly be learned, nor tested. Find more of them, join them with others, or leave them out.",
         )  # fmt: skip
-    for split in ("valid", "test"):
+    for split in HELD_OUT:
         absent = [name for name in sorted(total) if split in counts and name not in rare and not counts[split][name]]
         if absent:
             yield Finding(
@@ -75,7 +76,7 @@ def _shift(counts: dict[str, Counter[str]], of: str) -> Iterator[Finding]:
     from scipy.stats import chi2_contingency
 
     train = counts.get("train", Counter())
-    for split in ("valid", "test"):
+    for split in HELD_OUT:
         own = counts.get(split, Counter())
         if min(own.total(), train.total()) < ENOUGH:
             continue

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from esmtune.alphabet import MASK, PAD, SYMBOLS, encode
 from esmtune.attention import attend, rotary_angles, rotary_frequencies, rotate
@@ -110,6 +111,7 @@ class ESM2(nn.Module):
     def __init__(self, config: ESM2Config, *, lm_head: bool = False):
         super().__init__()
         self.config = config
+        self.recomputes = False  # in training, whether layers keep their input alone, which takes less memory
         self.embed_tokens = nn.Embedding(len(SYMBOLS), config.embed_dim)
         self.layers = nn.ModuleList(Layer(config.embed_dim, config.num_heads) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.embed_dim)
@@ -139,13 +141,23 @@ class ESM2(nn.Module):
         cos, sin = rotary_angles(tokens.lengths, self.frequency, x.dtype)
         outputs = {0: x}
         for number, layer in enumerate(self.layers[: max(wanted)], start=1):
-            x = layer(x, cos, sin, spans)
+            x = self._through(layer, x, cos, sin, spans)
             if number in wanted:
                 outputs[number] = x
         last = len(self.layers)
         if last in wanted:
             outputs[last] = self.norm(x)
         return [self._without_specials(outputs[number], tokens) for number in wanted]
+
+    def _through(self, layer: nn.Module, x: Tensor, *others: object) -> Tensor:
+        """A layer's output; if it `recomputes`, what was computed on the way is computed again for the gradient.
+
+        Chen et al., Training deep nets with sublinear memory cost (2016). https://doi.org/10.48550/arXiv.1604.06174
+        """
+        learns = x.requires_grad or any(weight.requires_grad for weight in layer.parameters())
+        if self.recomputes and learns and torch.is_grad_enabled():
+            return checkpoint(layer, x, *others, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return layer(x, *others)
 
     def layer_index(self, layer: int) -> int:
         """The number of a layer, counted from the embeddings."""

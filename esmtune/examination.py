@@ -11,6 +11,7 @@ from esmtune.findings import UNLIKELY, Facts, Finding, Severity
 from esmtune.kinship import kin
 from esmtune.labels import counted_as
 from esmtune.number_findings import numbers
+from esmtune.records import SPLITS
 from esmtune.sequence_findings import sequences
 
 LOOKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (copies, kin, numbers, classes, sequences)
@@ -66,7 +67,7 @@ def said(findings: list[Finding]) -> list[str]:
 
 def _missing_unevenly(curated: Curated, facts: Facts) -> Iterator[Finding]:
     """Whether one split lacks more labels than another: then what is missing is missing for a reason."""
-    splits = [split for split in ("train", "valid", "test") if split in facts.splits]
+    splits = [split for split in SPLITS if split in facts.splits]
     table = np.array([[curated.blank.get(split, 0), len(facts.splits[split])] for split in splits])  # pyright: ignore[reportArgumentType, reportCallIssue]
     if len(table) < 2 or not table[:, 0].any():
         return

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from esmtune.batching import Budget, halving, remaining
 from esmtune.cache import SHARD_BYTES, Collector, Kind, Vectors, cache_at
-from esmtune.config import TrainConfig
+from esmtune.config import TOKENS_PER_BATCH, TrainConfig
 from esmtune.devices import evaluating
 from esmtune.embedding import kind_of
 from esmtune.esm2 import Tokens
@@ -40,7 +40,7 @@ class Features:
         watch: Watcher,
     ):
         self.fabric, self.predictor, self.watch = fabric, predictor, watch
-        self.budget = Budget(tokens=config.tokens_per_batch, sequences=config.micro_batch_size)
+        self.budget = Budget(tokens=config.tokens_per_batch or TOKENS_PER_BATCH, sequences=config.micro_batch_size)
         self.cache = cache_at(config.cache) if type(predictor.head).pool is Head.pool else None
         self._kept = kept
         size = sum(map(self._bytes, set(sequences)))

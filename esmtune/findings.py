@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from esmtune.labels import Reads
-from esmtune.records import Form, Label, Record, Target
+from esmtune.records import HELD_OUT, SPLITS, Form, Label, Record, Target
 
 Severity = Literal["error", "warning", "note"]
 # Each has its paragraph in docs/data-checks.md.
@@ -81,7 +81,7 @@ class Facts:
     def splits(self) -> dict[str, Int[np.ndarray, "places"]]:
         """The places of the records of each split that has any."""
         names = np.array([r.split or "train" for r in self.records])
-        found = {name: np.flatnonzero(names == name) for name in ("train", "valid", "test")}
+        found = {name: np.flatnonzero(names == name) for name in SPLITS}
         return {name: places for name, places in found.items() if len(places)}
 
     def ids(self, places: Iterable[int]) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ class Facts:
     def held_out(self, places: Iterable[int]) -> str:
         """How many rows of validation and test these are, of how many; nothing if they are none."""
         own = Counter(self.records[place].split for place in places)
-        rows = ((own[split], len(self.splits[split]), split) for split in ("valid", "test") if own[split])
+        rows = ((own[split], len(self.splits[split]), split) for split in HELD_OUT if own[split])
         return " and ".join(f"{count:,} of the {total:,} {split} rows" for count, total, split in rows)
 
     def of(self, place: int) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int, UInt
 
 from esmtune.findings import Facts, Finding
+from esmtune.records import HELD_OUT
 
 IDENTITY = 0.9  # of the shorter one's residues
 COVERAGE = 0.8  # the shorter one's length in the longer one's: fragments are another matter
@@ -32,7 +33,7 @@ def kin(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
         return
     train = facts.splits.get("train", np.empty(0, np.int64))
-    held = np.concatenate([np.empty(0, np.int64), *(facts.splits[s] for s in ("valid", "test") if s in facts.splits)])
+    held = np.concatenate([np.empty(0, np.int64), *(facts.splits[s] for s in HELD_OUT if s in facts.splits)])
     pairs = near_pairs([sequences[i] for i in held], [sequences[i] for i in train])
     pairs = [(int(held[one]), int(train[other]), identity) for one, other, identity in pairs]
     pairs = [pair for pair in pairs if sequences[pair[0]] != sequences[pair[1]]]  # copies are told of elsewhere

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from esmtune.findings import ENOUGH, UNLIKELY, Facts, Finding, chance, each, shown
+from esmtune.records import HELD_OUT
 
 SENTINELS = (-1.0, *(sign * float("9" * digits) for sign in (-1, 1) for digits in range(2, 8)))
 FAR = 8.0  # robust standard deviations
@@ -148,7 +149,7 @@ def _extent(values: Float[np.ndarray, "points"], of: str) -> Iterator[Finding]:
 def _constant(
     values: Float[np.ndarray, "points"], owners: Int[np.ndarray, "points"], facts: Facts, of: str
 ) -> Iterator[Finding]:
-    for split in ("valid", "test"):
+    for split in HELD_OUT:
         own = values[np.isin(owners, facts.splits.get(split, []))]
         if len(own) > 1 and len(np.unique(own)) == 1:
             yield Finding(

@@ -10,12 +10,15 @@ from rich.markup import escape
 from rich.table import Table
 
 import esmtune
-from esmtune.config import Accelerator
+from esmtune.config import Accelerator, TrainConfig
 from esmtune.terminal import Bars, Identifier, Overwrite, Sequence, Skip, app, messages, results
 
 if TYPE_CHECKING:
     from esmtune.checking import Check, Quartiles
     from esmtune.pages import Rows
+    from esmtune.planning import Plan
+
+Method = Literal["random", "stratified", "identity", "position", "mutations", "segment", "time"]  # methods.METHODS
 
 
 @app.command
@@ -213,3 +216,89 @@ def _print_findings(found: "Check") -> None:
         ids += ", …" if len(finding.ids) > SHOWN_IDS else "." * bool(ids)
         color = COLORS[finding.severity]
         results.print(f"[{color}]{finding.severity}[/] {finding.name}: {escape(finding.text + ids)}", soft_wrap=True)
+
+
+@app.command
+def split(
+    data: str,
+    *,
+    out: Annotated[Path, Parameter(help="A .csv, .tsv, .parquet or .jsonl file.")],
+    overwrite: Overwrite = False,
+    method: Annotated[
+        Method | None, Parameter(help="How. [default: identity if sequences are related, or random]")
+    ] = None,
+    target: Annotated[str | None, Parameter(help="The column with the labels, to deal them alike.")] = None,
+    sequence: Sequence = None,
+    identity: Annotated[float | None, Parameter(help="Sequences so alike are related. [default: 0.3]")] = None,
+    coverage: Annotated[float, Parameter(help="How much of the shorter one is alike then.")] = TrainConfig.coverage,
+    wild_type: Annotated[str | None, Parameter(help="What variants differ from. [default: told from them]")] = None,
+    mutations: Annotated[int | None, Parameter(help="Train on variants with at most so many.")] = None,
+    time: Annotated[str | None, Parameter(help="The column with the times, for --method time.")] = None,
+    valid_fraction: Annotated[float, Parameter(help="Of the rows.")] = TrainConfig.valid_fraction,
+    test_fraction: Annotated[float, Parameter(help="Of the rows.")] = TrainConfig.test_fraction,
+    folds: Annotated[int | None, Parameter(help="Instead of one split: a column fold_N for each.")] = None,
+    repeats: Annotated[int, Parameter(help="Deal the folds so many times anew.")] = 1,
+    seed: Annotated[int, Parameter(help="Of what is drawn.")] = 0,
+) -> None:
+    """Split a table into train, valid and test; all rows and columns come back, in order."""
+    with Bars() as bars:
+        frame = esmtune.split(
+            data, out=out, overwrite=overwrite, method=method, target=target, sequence=sequence, identity=identity,
+            coverage=coverage, wild_type=wild_type, mutations=mutations, time=time, valid_fraction=valid_fraction,
+            test_fraction=test_fraction, folds=folds, repeats=repeats, seed=seed, watch=bars,
+        )  # fmt: skip
+    results.print(f"Split: {out} ({frame.height:,} rows)", soft_wrap=True)
+
+
+@app.command
+def plan(
+    data: str,
+    *,
+    out: Annotated[Path | None, Parameter(help="Also write the plan to this .json file.")] = None,
+    overwrite: Overwrite = False,
+    config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008 - frozen
+) -> None:
+    """Tell what a training would take, and what fits if it does not; the options are those of train.
+
+    Exit code 1 where it does not fit into memory. Nothing is trained or kept.
+    """
+    usual = TrainConfig()
+    options = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    options = {name: value for name, value in options.items() if value != getattr(usual, name)}
+    with Bars() as bars:
+        found = esmtune.plan(data, out=out, overwrite=overwrite, watch=bars, **options)
+    _print_plan(found)
+    if not found.fits:
+        sys.exit(1)
+
+
+GIB = 2**30
+
+
+def _print_plan(found: "Plan") -> None:
+    times = f"{found.trainings} times " if found.trainings > 1 else ""
+    results.print(
+        f"{times}{found.tuning} on {found.encoder}, {found.records:,} training records of {found.residues:,} residues, "
+        f"at most {found.epochs:,} epochs", soft_wrap=True, markup=False,
+    )  # fmt: skip
+    again = ", layers that compute twice" if found.checkpoint_activations else ""
+    fits = "fits" if found.fits else "does not fit"
+    results.print(
+        f"Memory: about {found.peak / GIB:,.1f} GiB of {found.room / GIB:,.1f} GiB, so it {fits} "
+        f"(passes of {found.tokens_per_batch:,} tokens{again})", soft_wrap=True, markup=False,
+    )  # fmt: skip
+    for stage in found.stages:
+        results.print(f"{stage.name}: {_between(stage.low, stage.high)}")
+    if found.fits:
+        results.print(f"In all, on this machine as it is now: {_between(*found.seconds)}")
+        results.print(found.command, soft_wrap=True, markup=False)
+    for advice in found.advice:
+        memory = "" if advice.peak is None else f", about {advice.peak / GIB:,.1f} GiB"
+        results.print(f"Fits: {advice.text}{memory}\n  {advice.command}", soft_wrap=True, markup=False)
+    if not found.fits and not found.advice:
+        results.print("Nothing smaller fits either: free some memory, or cut long sequences (--max-length).")
+
+
+def _between(low: float, high: float) -> str:
+    unit, size = next(((u, s) for u, s in (("hours", 3600), ("minutes", 60)) if high >= 2 * s), ("seconds", 1))
+    return f"{low / size:,.1f} to {high / size:,.1f} {unit}"
