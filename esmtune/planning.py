@@ -115,7 +115,8 @@ def plan(
     found = Plan(
         encoder=origin.source.name, tuning=str((config.tuning or {})["name"]), records=len(lengths),
         residues=sum(lengths), longest=max(map(len, (r.sequence for r in dataset.of(None)))), trainings=len(members),
-        epochs=-(-_steps(members[0]) // max(1, _steps_per_epoch(members[0]))), stages=stages, tokens_per_batch=chosen.tokens,
+        epochs=-(-_steps(members[0]) // max(1, _steps_per_epoch(members[0]))), stages=stages,
+        tokens_per_batch=chosen.tokens,
         checkpoint_activations=chosen.recomputes, peak=chosen.peak + held, room=int(chosen.room) + held,
         fits=chosen.fits, command=command_of(data, options),
         advice=() if chosen.fits else tuple(_advised(data, options, config, members[0], origin, held)),

@@ -230,8 +230,10 @@ def test_every_kind_of_label_has_baselines(case, sequences):
     kind, labels = CASES[case]
     labels = (labels * 10)[:40]
     task, encoder = kind.fit(labels), tiny_encoder(lm_head=True)
-    embed = embedder(encoder, "tiny", "sequence", usual_layers(encoder, "sequence"), precision="float32", tokens_per_batch=4096, cache=None, kept=not_kept,
-                     watch=silent)  # fmt: skip
+    embed = embedder(
+        encoder, "tiny", "sequence", usual_layers(encoder, "sequence"), precision="float32", tokens_per_batch=4096,
+        cache=None, kept=not_kept, watch=silent,
+    )  # fmt: skip
     with torch.no_grad():
         means = Means(embed=embed, expect=lambda s: encoder.logits(Tokens.of([s])).log_softmax(-1).numpy())
         found = baselines(task, rows(sequences, labels), rows(sequences, labels), means=means)

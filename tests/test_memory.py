@@ -10,7 +10,7 @@ import esmtune
 from esmtune.batching import TooLittleMemoryError, halving, is_out_of_memory
 from esmtune.composition import Origin, compose, decided, fit_task
 from esmtune.curation import curate_training
-from esmtune.encoders import EncoderSource
+from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, Tokens
 from esmtune.events import silent
 from esmtune.fitting import configured
@@ -146,7 +146,7 @@ def tuned(encoder, tuning, recomputes=None):
     """A predictor of an encoder, as it would be trained."""
     config = configured({"tuning": tuning, "checkpoint_activations": recomputes, **OPTIONS})
     data = curate_training(ROWS, config).dataset
-    origin = Origin(encoder=encoder, source=EncoderSource(name="tiny", sha256=None), moved=frozenset(), start=None)
+    origin = Origin(encoder=encoder, source=Source(name="tiny", sha256="", license=None), moved=frozenset(), start=None)
     config = decided(config, data, origin, silent)
     torch.manual_seed(0)
     return compose(config, data, origin, fit_task(data, None))

@@ -65,15 +65,15 @@ def test_memory_is_no_less_than_a_training_takes_nor_twice_as_much(tmp_path, tab
 
 
 def test_what_does_not_fit_comes_with_what_does(tiny, table, monkeypatch, shell):
-    monkeypatch.setattr("esmtune.provisions.free_memory", lambda device: 3 << 20)
-    found = esmtune.plan(str(table), target="tm", encoder=str(tiny), tuning="full", tokens_per_batch=4096)
+    monkeypatch.setattr("esmtune.provisions.free_memory", lambda device: 4_500_000)
+    found = esmtune.plan(str(table), target="tm", encoder=str(tiny), tuning="full", tokens_per_batch=64)
     assert not found.fits
     assert found.stages == ()  # a step that may not fit is not tried
     assert found.peak > found.room
     frozen = [advice for advice in found.advice if advice.text == "--tuning frozen"]
     assert frozen[0].command.startswith(f"esmtune train {table} --target tm --encoder {tiny} --tuning frozen")
     assert frozen[0].peak < found.room
-    answer = shell("plan", table, "--target", "tm", "--encoder", tiny, "--tuning", "full", "--tokens-per-batch", "4096")
+    answer = shell("plan", table, "--target", "tm", "--encoder", tiny, "--tuning", "full", "--tokens-per-batch", "64")
     assert answer.code == 1
     assert "does not fit" in answer.out
     assert "--tuning frozen" in answer.out
