@@ -12,7 +12,6 @@ seeds, every option, versions.
 
 import argparse
 import json
-import platform
 import statistics
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from hardware import processor
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -94,7 +94,7 @@ def run(name: str, row: Row, args: argparse.Namespace) -> dict[str, Any]:
         "reached": row.target is None or statistics.fmean(scores) >= row.target,
         "epochs": {name: member["epoch"] for name, member in metrics["members"].items()},
         "date": datetime.now(UTC).date().isoformat(),
-        "hardware": f"{cpu()}, {torch.get_num_threads()} threads",
+        "hardware": f"{processor()}, {torch.get_num_threads()} threads",
         "versions": environment["versions"],
         "seconds": environment["seconds"],
         "config": (folder / "run.toml").read_text().replace(str(args.weights.resolve()), "ESM2_8M"),
@@ -113,13 +113,6 @@ def ridge(row: Row, args: argparse.Namespace) -> float:
     train, test = ((frame["split"] == name).to_numpy() for name in ("train", "test"))
     model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 6, 17))).fit(x[train], y[train])
     return regression_scores(y[test], model.predict(x[test]))[row.metric] or 0.0
-
-
-def cpu() -> str:
-    """What the processor calls itself."""
-    file = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in file.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def say(event: events.Notice | events.Progress) -> None:

@@ -1,4 +1,4 @@
-"""How fast 64 sequences of mixed length are embedded, beside transformers, in one run.
+"""How fast sequences of mixed length are embedded, beside transformers, in one run.
 
     OMP_NUM_THREADS=2 python benchmarks/embed.py [--weights FOLDER] [--size esm2_t6_8M_UR50D] [--rounds 5] [--peer FILE]
 
@@ -10,7 +10,6 @@ times another script instead, which prints one JSON line with `residues_per_seco
 
 import argparse
 import json
-import random
 import statistics
 import subprocess
 import sys
@@ -21,13 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from contenders import RESIDUES, drawn
 
 import esmtune
 from esmtune.config import TOKENS_PER_BATCH
 from esmtune.embedding import embed_sequences
 from esmtune.esm2 import Tokens
-
-RESIDUES = "LAGVSERTIDPKQNFYMHWC"
 
 
 def main() -> None:
@@ -36,10 +34,11 @@ def main() -> None:
     parser.add_argument("--size", default="esm2_t6_8M_UR50D")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--peer", help="a script to time instead of transformers in this process")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    sequences = mixed_sequences()
+    sequences = drawn(args.sequences, "mixed")
     with tempfile.TemporaryDirectory() as folder:
         weights = args.weights or random_weights(args.size, Path(folder))
         ours = our_embedding(weights, sequences)
@@ -49,13 +48,6 @@ def main() -> None:
     print(f"ours   {statistics.median(a for a, _ in rates):8,.0f} residues/s")
     print(f"theirs {statistics.median(b for _, b in rates):8,.0f} residues/s")
     print(f"ratio  {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f} in {args.rounds} rounds)")
-
-
-def mixed_sequences() -> list[str]:
-    """64 sequences of log-normal length, mean about 317, from 30 to 1,022."""
-    draw = random.Random(0)
-    lengths = [max(30, min(1022, int(draw.lognormvariate(5.6, 0.6)))) for _ in range(64)]
-    return ["".join(draw.choices(RESIDUES, k=length)) for length in lengths]
 
 
 def random_weights(size: str, folder: Path) -> str:

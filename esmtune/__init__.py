@@ -11,39 +11,63 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esmtune.applying import embed, evaluate, load, merge, predict
+    from esmtune.checking import Check, check
+    from esmtune.comparing import Comparison, compare
+    from esmtune.diagnosis import doctor
     from esmtune.encoders import load_encoder, save_huggingface
     from esmtune.ensembles import Ensemble
     from esmtune.fitting import train
+    from esmtune.planning import Plan, plan
     from esmtune.predictor import Predictor
+    from esmtune.reporting import report
     from esmtune.runs import Run
     from esmtune.searching import Search, search
+    from esmtune.splitting import split
 
 __version__ = "0.2.0"
 __all__ = [
+    "Check",
+    "Comparison",
     "Ensemble",
+    "Plan",
     "Predictor",
     "Run",
     "Search",
+    "check",
+    "compare",
+    "doctor",
     "embed",
     "evaluate",
     "load",
     "load_encoder",
     "merge",
+    "plan",
     "predict",
+    "report",
     "save_huggingface",
     "search",
+    "split",
     "train",
 ]
 
 # Imported on first use: importing esmtune itself costs nothing.
 _ROOMS = {
+    "doctor": "diagnosis",
+    "Check": "checking",
+    "check": "checking",
+    "Comparison": "comparing",
+    "compare": "comparing",
+    "report": "reporting",
     "load_encoder": "encoders",
     "save_huggingface": "encoders",
     "Ensemble": "ensembles",
+    "Plan": "planning",
+    "plan": "planning",
     "Predictor": "predictor",
     "Run": "runs",
     "Search": "searching",
     "search": "searching",
+    "split": "splitting",
     "train": "fitting",
 }
 

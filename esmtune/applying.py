@@ -1,15 +1,19 @@
 """Evaluate, predict, embed, merge, load: what is done with what was trained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import polars as pl
 
-from esmtune.config import TOKENS_PER_BATCH, Accelerator, Pooling, Precision
+from esmtune.config import Accelerator, Pooling, Precision
 from esmtune.curation import curate_labeled, refuse, skipped
 from esmtune.datasets import find_columns, read_rows
 from esmtune.events import Notice, Watcher, silent
+from esmtune.memory import peak_memory
+from esmtune.nearness import nearness_of, read_training
 from esmtune.readers import read
 from esmtune.records import Split, Table, Target
 from esmtune.runs import Run, readings
@@ -50,12 +54,14 @@ def evaluate(
     encoder: str | None = None,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
-    tokens_per_batch: int = TOKENS_PER_BATCH,
+    tokens_per_batch: int | None = None,
     watch: Watcher = silent,
 ) -> dict[str, Any]:
-    """Score a predictor on labeled rows, beside the mean or majority of its training labels.
+    """Score a predictor on labeled rows, beside baselines that learned from its training rows.
 
-    `subset` takes the rows of one split. Returns `scores`, `baseline` and the number of `records`.
+    These are the mean or majority, and all others where `run` is a run whose data lie where they lay; the one on
+    embeddings where a cache has those of the training rows. `subset` takes the rows of one split. Returns `scores`,
+    `baselines`, the number of `records`, and with ten sequences or more `intervals`, `baseline_intervals` and `gain`.
 
     Raises:
         BadRowsError: for rows that cannot be used, unless `skip_bad_rows`.
@@ -83,18 +89,48 @@ def evaluate(
     from esmtune.masking import guessed
 
     sequences = [r.sequence for r in dataset.records]
-    answers = predictor.answers(sequences, hide=True, tokens_per_batch=tokens_per_batch, watch=watch)
+    tokens = _tokens(predictor, sequences, tokens_per_batch, watch)
+    answers = predictor.answers(sequences, hide=True, tokens_per_batch=tokens, watch=watch)
     outputs = task.average(answers)
     labels = guessed([label for r in dataset.records for label in r.labels], sequences, predictor.masks)
-    result = {
+    result: dict[str, Any] = {
         "encoder": predictor.spec.encoder.name,
         "records": len(dataset.records),
         "scores": task.scores(outputs, labels),
-        "baseline": task.scores(task.baseline(len(labels)), labels),
     }
+    from esmtune.standards import judged
+
+    result |= judged(run.path if isinstance(run, Run) else run, predictor, dataset, labels, outputs, watch)
+
+    def scores(places: list[int]) -> Any:
+        return task.scores(outputs[places], [labels[place] for place in places])
+
+    result |= _by_nearness(run, predictor, sequences, scores)
     if out is not None:
         write_json(result, Path(out))
+    watch(Notice(peak_memory().text))
     return result
+
+
+def _by_nearness(
+    run: Any, predictor: "Predictor | Ensemble", sequences: Sequence[str], scores: Callable[[list[int]], Any]
+) -> dict[str, Any]:
+    """Scores by how near records are to the training sequences, where the run has these."""
+    training = run.training if isinstance(run, Run) else ()
+    if isinstance(run, str | Path):
+        training = read_training(Path(run))
+    near = nearness_of(training, sequences)
+    if near is None:
+        return {}
+    counts = np.cumsum([0, *predictor.points(sequences)]).tolist()
+
+    def of_records(within: np.ndarray) -> Any:
+        return scores([p for n in np.flatnonzero(within).tolist() for p in range(counts[n], counts[n + 1])])
+
+    every = np.ones(len(sequences), dtype=bool)
+    mutations = near.by_mutations(every, of_records)
+    found = {"by_identity": near.by_identity(every, of_records)}
+    return found | ({"by_mutations": mutations} if mutations else {})
 
 
 def _usual_target(targets: Sequence[Target], table: Table) -> tuple[str, ...] | None:
@@ -113,18 +149,24 @@ def predict(
     overwrite: bool = False,
     sequence: str | None = None,
     probabilities: bool = False,
+    interval: float | None = None,
+    conditional: bool = False,
+    applicability: bool = False,
     encoder: str | None = None,
     verify: bool = False,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
-    tokens_per_batch: int = TOKENS_PER_BATCH,
+    tokens_per_batch: int | None = None,
     watch: Watcher = silent,
 ) -> pl.DataFrame:
     """Predict every row of a table: all its columns, in order, then `prediction`, `probability_CLASS` and `problem`.
 
     Predictions come in the form of the labels that were learned. Several targets have a `prediction_TARGET`
     each; an ensemble adds `spread`, the standard deviation of what its members say. Of residues,
-    probabilities and spreads are many numbers, and are there with `probabilities` only. A row that cannot
+    probabilities and spreads are many numbers, and are there with `probabilities` only. `interval`, such as 0.9,
+    adds `lower` and `upper`, between which that share of the truth lies, or of classes a `set` that holds it;
+    `conditional` does so for each class by itself. `applicability` adds `distance`, the share of the training
+    sequences that are nearer to others of them than this one is, and `notes`. A row that cannot
     be predicted keeps its place, with an empty prediction and the reason under `problem`.
 
     Raises:
@@ -137,9 +179,28 @@ def predict(
     predictor = _ready(run, encoder, accelerator, precision, watch, verify=verify)
     task, targets = predictor.task, predictor.spec.targets
     details = probabilities or predictor.level == "sequence"
-    members = len(getattr(predictor, "members", [predictor]))
+    members = sum(member.draws for member in getattr(predictor, "members", [predictor]))
     example = task.baseline(1).expand(members, 1, -1)
     names = readings(task, targets, example, [1], details=details).columns
+    if interval is not None:
+        from esmtune.reliability import bound_columns, check_level
+
+        for text in check_level(task, targets, predictor.calibration, interval, conditional=conditional):
+            watch(Notice(text))
+        add_bounds = partial(
+            bound_columns, task, targets, predictor.calibration, level=interval, conditional=conditional
+        )
+        names = [*names, *add_bounds(example, [1]).columns]
+    elif conditional:
+        raise ValueError("conditional is of intervals: say which, interval=0.9.")
+    else:
+        add_bounds = None
+    if applicability and predictor.references is None:
+        raise ValueError(
+            "this predictor keeps nothing of its training sequences to compare with: train it anew, with this release "
+            "and without --references 0."
+        )
+    names = [*names, *(("distance", "notes") if applicability else ())]
     clash = [name for name in (*names, "problem") if name in table.frame.columns]
     if clash:
         raise ValueError(f"{table.source} has a column {clash[0]!r} already, which predict would add. Rename it.")
@@ -151,7 +212,8 @@ def predict(
     for problem in rows.problems:
         problems[row_of[problem.where]] = problem.reason
     sequences = [r.sequence for r in rows.records]
-    answers = predictor.answers(sequences, tokens_per_batch=tokens_per_batch, watch=watch)
+    tokens = _tokens(predictor, sequences, tokens_per_batch, watch)
+    answers = predictor.answers(sequences, tokens_per_batch=tokens, watch=watch)
     counts = predictor.points(sequences)
     finite = [bool(x.isfinite().all()) for x in answers.split(counts, dim=1)]
     place = {row_of[record.where]: number for number, record in enumerate(rows.records)}
@@ -160,7 +222,17 @@ def predict(
             problems[row_of[record.where]] = "the network gave no finite number"
             del place[row_of[record.where]]
     places = pl.Series([place.get(row) for row in range(table.frame.height)], dtype=pl.Int64)
-    found = readings(task, targets, answers, counts, details=details).select(pl.all().gather(places))
+    found = readings(task, targets, answers, counts, details=details)
+    if add_bounds is not None:
+        found = found.hstack(add_bounds(answers, counts))
+    if applicability and predictor.references is not None:
+        vectors = predictor.vectors(sequences, tokens_per_batch=tokens, watch=watch)
+        notes = [predictor.references.notes(sequence) for sequence in sequences]
+        distances = predictor.references.distance(vectors)
+        found = found.with_columns(
+            pl.Series("distance", distances, dtype=pl.Float64), pl.Series("notes", notes, dtype=pl.String)
+        )
+    found = found.select(pl.all().gather(places))
     frame = table.frame.hstack(found).with_columns(pl.Series("problem", problems, dtype=pl.String))
     bad = sum(problem is not None for problem in problems)
     if bad:
@@ -173,6 +245,7 @@ def predict(
         )
     if out is not None:
         write_table(frame, Path(out))
+    watch(Notice(peak_memory().text))
     return frame
 
 
@@ -192,7 +265,7 @@ def embed(
     max_length: int | None = None,
     skip_bad_rows: bool = False,
     accelerator: Accelerator = "auto",
-    tokens_per_batch: int = TOKENS_PER_BATCH,
+    tokens_per_batch: int | None = None,
     watch: Watcher = silent,
 ) -> Embeddings:
     """Embed sequences with an encoder, or with the encoder of a run: their mean, their <cls>, or each residue.
@@ -225,6 +298,7 @@ def embed(
     from esmtune.devices import choose_device
     from esmtune.embedding import embed_sequences
     from esmtune.predictor import find_encoder
+    from esmtune.provisions import tokens_for_passing
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -232,9 +306,11 @@ def embed(
     if source.is_random:
         watch(Notice(f"The encoder {source.name} has RANDOM weights: it has seen no protein."))
     sequences = [r.sequence for r in rows.records]
+    device = choose_device(accelerator)
+    tokens = tokens_for_passing(network, len(layers), list(map(len, sequences)), device, tokens_per_batch, watch)
     vectors = embed_sequences(
-        network.to(choose_device(accelerator)), sequences, layers=layers, pool=pool, precision=precision,
-        dtype=np.dtype(dtype), tokens_per_batch=tokens_per_batch, cache=cache_at(cache), name=source.name,
+        network.to(device), sequences, layers=layers, pool=pool, precision=precision,
+        dtype=np.dtype(dtype), tokens_per_batch=tokens, cache=cache_at(cache), name=source.name,
         watch=watch,
     )  # fmt: skip
     about = {
@@ -248,6 +324,7 @@ def embed(
     embeddings = Embeddings(ids=[r.id for r in rows.records], vectors=vectors, lengths=lengths, about=about)
     if out is not None:
         write_embeddings(embeddings, Path(out))
+    watch(Notice(peak_memory().text))
     return embeddings
 
 
@@ -273,6 +350,8 @@ def merge(
     members = predictor.members if isinstance(predictor, Ensemble) else [predictor]
     merged = [member.merged() for member in members]
     new = Ensemble(merged) if isinstance(predictor, Ensemble) else merged[0]
+    # They predict the same, to rounding.
+    new.calibration, new.scalings, new.references = predictor.calibration, predictor.scalings, predictor.references
     new.save(Path(out), self_contained=self_contained)
     return new
 
@@ -297,3 +376,12 @@ def _ready(
         watch(Notice(f"The encoder of this predictor started from RANDOM weights ({predictor.spec.encoder.name})."))
     predictor.precision = precision
     return predictor.to(choose_device(accelerator))
+
+
+def _tokens(predictor: "Predictor | Ensemble", sequences: Sequence[str], given: int | None, watch: Watcher) -> int:
+    """Tokens per pass: as given, else what free memory has room for."""
+    from esmtune.provisions import tokens_for_passing
+
+    first = getattr(predictor, "members", [predictor])[0]
+    lengths = [len(sequence) for sequence in sequences]
+    return tokens_for_passing(first.encoder, len(first.spec.layers), lengths, first.device.type, given, watch)

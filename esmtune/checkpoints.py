@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from esmtune.registry import Registry
@@ -105,13 +104,21 @@ def file_digest(path: Path) -> str:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
+    """Read a safetensors file; what is read stays when the file is written over.
+
+    The file is mapped into memory anew for each tensor: mapped once, it would stay there beside its copy.
 
     Raises:
         ValueError: if the file is truncated or is none.
     """
+    weights = {}
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+        for name in names:
+            with safe_open(path, framework="pt") as file:
+                weights[name] = file.get_tensor(name).clone()
+        return weights
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} cannot be read as safetensors ({error}). Is it complete? Copy or download it anew."

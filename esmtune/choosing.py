@@ -1,4 +1,4 @@
-"""How a search goes: heads on a frozen encoder first, then tunings; and whether the best is better than the defaults."""
+"""How a search goes: heads on a frozen encoder first, then tunings; whether the best is better than the defaults."""
 
 import math
 import statistics
@@ -6,16 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from esmtune.composition import Origin, fit_task
-from esmtune.config import TrainConfig
+from esmtune.config import TOKENS_PER_BATCH, TrainConfig
 from esmtune.events import Notice, Progress, Watcher, silent
 from esmtune.journal import Journal
 from esmtune.members import members_of, scores_of, train_members
 from esmtune.metrics import LOWER_IS_BETTER
+from esmtune.partition import dealt
 from esmtune.processes import terminable
 from esmtune.records import Dataset
+from esmtune.schemes import Scheme
 from esmtune.space import STEPWISE, Settings, configured_by, fixed_by, space_of, usual_settings
 from esmtune.studies import Asking, First, Ledger, Stage, Trial, better_of, silenced
 from esmtune.trials import Bench, Outcome, go_on
@@ -56,7 +58,7 @@ Keep = Callable[[Chosen], None]
 
 
 def choose(
-    config: TrainConfig, data: Dataset, folds: int, *, limits: Sequence[str], budget: Budget, jobs: int,
+    config: TrainConfig, data: Dataset, folds: int, scheme: Scheme, *, limits: Sequence[str], budget: Budget, jobs: int,
     nested: int | None, file: Path | None, identity: dict[str, Any], keep: Keep, watch: Watcher,
 ) -> Chosen:  # fmt: skip
     """Search on records that have no test among them, and compare what was found with the defaults.
@@ -65,10 +67,13 @@ def choose(
         ValueError: for options that cannot be had, or another search in the same file.
         Terminated: when the process was asked to stop.
     """
-    fixed = replace(config, seeds=1, folds=None, learning_curve=False)
+    fixed = replace(
+        config, seeds=1, folds=None, learning_curve=False, calibration_fraction=0.0, references=0, dropout_samples=0,
+        tokens_per_batch=config.tokens_per_batch or TOKENS_PER_BATCH, report=False,
+    )  # fmt: skip
     metric = config.metric or fit_task(data, config.task).metric
-    direction = "minimize" if metric in LOWER_IS_BETTER else "maximize"
-    bench = Bench(config=fixed, data=data, folds=folds, metric=metric)
+    direction: Literal["minimize", "maximize"] = "minimize" if metric in LOWER_IS_BETTER else "maximize"
+    bench = Bench(config=fixed, data=dealt(data, scheme, folds), folds=folds, metric=metric, scheme=scheme)
     if nested and folds == 1:
         raise ValueError("nested splits the rows into folds, but the data say which are for validation: leave it out.")
     origin = origin_of(bench)
@@ -134,8 +139,8 @@ class _Searching:
         asking = self._asking(first, half, _middle(until) if is_split else until)
         found = self._through(asking, ())
         if is_split and (trials is None or trials > len(found.trials)):
-            self.watch(Notice(f"Now tunings that move the encoder ({', '.join(others)}): each step passes it, so that a "
-                              "trial takes far longer. --space tuning=frozen leaves them out."))  # fmt: skip
+            self.watch(Notice(f"Now tunings that move the encoder ({', '.join(others)}): each step passes it, so that "
+                              "a trial takes far longer. --space tuning=frozen leaves them out."))  # fmt: skip
             rest = None if trials is None else trials - len(found.trials)
             asking = self._asking(self._tunings(found.trials, others), rest, until)
             found = self._through(asking, found.trials)
@@ -209,11 +214,12 @@ class _Searching:
             return tuple(noted)
         values: list[float] = []
         for seed in seeds:
-            bench = replace(self.bench, config=replace(self.bench.config, seed=seed))
+            bench = self.bench.reseeded(seed)
             told: list[Outcome] = []
             jobs = iter([Job(number=0, settings=settings)])
             work_through(
-                bench, self.origin, 1, ask=partial(next, jobs, None), hear=lambda number, step, value: go_on(step, value),
+                bench, self.origin, 1, ask=partial(next, jobs, None),
+                hear=lambda number, step, value: go_on(step, value),
                 tell=lambda number, outcome: told.append(outcome),  # noqa: B023 - called before the next
             )  # fmt: skip
             if told[0].state != "complete":
@@ -271,17 +277,17 @@ def _nested(
 ) -> Verdict:  # fmt: skip
     """Search on all but one of so many parts, and score what was chosen, and the defaults, on that one."""
     best, defaults = [], []
-    for number, member in enumerate(members_of(bench.config, bench.data, nested)):
+    for number, member in enumerate(members_of(bench.config, dealt(bench.data, bench.scheme, nested), nested)):
         noted = ledger.noted(f"outer {number} of {nested}")
         if noted is None:
             watch(Notice(f"Part {number + 1} of {nested}: a search without its rows, which score what is chosen."))
             outer = tuple(replace(r, split="test" if r.split == "valid" else "train") for r in member.data.records)
             inner = replace(member.data, records=tuple(r for r in outer if r.split == "train"))
-            own = replace(bench, data=inner)
+            own = replace(bench, data=dealt(inner, bench.scheme, bench.folds))
             name = f"outer {number} of {nested}/"
             search = _Searching(own, origin, ledger, limits, budget, jobs, watch, lambda chosen: None, name)
             chosen = search.run().best
-            whole = replace(member.data, records=outer)
+            whole = dealt(replace(member.data, records=outer), bench.scheme, bench.folds)
             noted = [_scored(bench, whole, settings) for settings in (chosen.settings, {})]
             ledger.note(f"outer {number} of {nested}", noted)
         best.append(noted[0])

@@ -17,6 +17,7 @@ from esmtune.kinds import Task, Total, task, weighed
 from esmtune.losses import check_errors, check_loss, class_loss, wanted_shares
 from esmtune.metrics import Scores, classification_scores
 from esmtune.records import Label
+from esmtune.resamples import Counts, Resampled, classification_resampled
 
 GAMMA = 2.0  # of the focal loss
 LEAST_SHARE = 1e-9  # of what the training labels lack, so that its logarithm is finite
@@ -159,6 +160,12 @@ class Classes(Named):
         """Scores of the most probable class, and of the probabilities; weights do not matter."""
         truth, known = self._known(outputs, labels)
         return classification_scores(truth, self._probabilities(known).numpy())
+
+    def resampled(self, outputs: Float[Tensor, "points outputs"], labels: Sequence[Label], counts: Counts) -> Resampled:
+        """The same of resamples."""
+        truth, known = self._known(outputs, labels)
+        drawn = counts[self.targets(labels)[:, 0].isfinite().numpy()]
+        return classification_resampled(truth, self._probabilities(known).numpy(), drawn)
 
 
 @task("binary")

@@ -1,4 +1,4 @@
-"""The shell: its entry, and the verbs. Beside it only terminal and surveys print, and only main exits."""
+"""The shell: its entry, and the verbs. Beside it only terminal and surveys print or exit."""
 
 import importlib
 import os
@@ -12,7 +12,7 @@ from cyclopts import Parameter
 import esmtune
 import esmtune.surveys  # its commands
 from esmtune import events
-from esmtune.config import TOKENS_PER_BATCH, Pooling, TrainConfig
+from esmtune.config import Pooling, TrainConfig
 from esmtune.terminal import (
     Bars,
     Budget,
@@ -25,10 +25,12 @@ from esmtune.terminal import (
     Skip,
     app,
     messages,
+    print_bins,
+    print_comparison,
     print_curve,
     print_scores,
     results,
-)  # fmt: skip
+)
 
 DIVERGED = 3  # exit code of a run whose numbers ceased to be finite
 PARTS = ("--task", "--head", "--tuning")  # --head mlp is short for --head.name mlp
@@ -115,12 +117,9 @@ def train(
         done = esmtune.train(data, out=folder, overwrite=overwrite, resume=resume, watch=bars, **options)
     for split in ("valid", "test"):
         if split in done.metrics:
-            print_scores(
-                f"{split}: {done.metrics['records'][split]:,} records",
-                done.metrics[split],
-                done.metrics["baselines"][split],
-                done.metrics.get(f"{split}_sd"),
-            )
+            print_comparison(f"{split}: {done.metrics['records'][split]:,} records", done.metrics, split)
+    print_bins(done.metrics.get("by_identity", {}).get("test", []))
+    print_bins(done.metrics.get("by_mutations", {}).get("test", []))
     if "learning_curve" in done.metrics:
         print_curve(done.metrics)
     results.print(f"Run: {folder}", soft_wrap=True)
@@ -140,23 +139,29 @@ def evaluate(
     ] = None,
     sequence: Sequence = None,
     id: Identifier = None,
-    split: Annotated[str | None, Parameter(help="The column that says train, valid or test.")] = None,
+    split: Annotated[str | None, Parameter(help="The column that says train, valid, calibration or test.")] = None,
     mask: Annotated[str | None, Parameter(help="The column that says which residues count.")] = None,
-    subset: Annotated[Literal["train", "valid", "test"] | None, Parameter(help="Only the rows of this split.")] = None,
+    subset: Annotated[
+        Literal["train", "valid", "calibration", "test"] | None, Parameter(help="Only the rows of this split.")
+    ] = None,
     skip_bad_rows: Skip = False,
     encoder: Encoder = None,
     accelerator: Device = "auto",
     precision: Products = "auto",
-    tokens_per_batch: Budget = TOKENS_PER_BATCH,
+    tokens_per_batch: Budget = None,
 ) -> None:
-    """Score a predictor on labeled rows, beside a baseline."""
+    """Score a predictor on labeled rows, beside baselines."""
     with Bars() as bars:
         result = esmtune.evaluate(
             run, data, out=out, overwrite=overwrite, target=target, sequence=sequence, id=id, split=split,
             mask=mask, subset=subset, skip_bad_rows=skip_bad_rows, encoder=encoder, accelerator=accelerator,
             precision=precision, tokens_per_batch=tokens_per_batch, watch=bars,
         )  # fmt: skip
-    print_scores(f"{result['records']:,} records", result["scores"], result["baseline"])
+    print_scores(f"{result['records']:,} records", result["scores"], result["baselines"], result.get("intervals"))
+    if "gain" in result:
+        results.print(result["gain"]["text"], markup=False)
+    print_bins(result.get("by_identity", []))
+    print_bins(result.get("by_mutations", []))
 
 
 @app.command
@@ -170,18 +175,25 @@ def predict(
     overwrite: Overwrite = False,
     sequence: Sequence = None,
     probabilities: Annotated[bool, Parameter(help="Of residues too, probabilities and spreads.")] = False,
+    interval: Annotated[
+        float | None, Parameter(help="Also lower and upper, or a set of classes, that hold this share of the truth.")
+    ] = None,
+    applicability: Annotated[
+        bool, Parameter(help="Also how far each row is from the training data, and what is new in it.", negative="")
+    ] = False,
+    conditional: Annotated[bool, Parameter(help="--interval for each class by itself.", negative="")] = False,
     encoder: Encoder = None,
     verify: Annotated[bool, Parameter(help="First recompute three outputs saved with the predictor.")] = False,
     accelerator: Device = "auto",
     precision: Products = "auto",
-    tokens_per_batch: Budget = TOKENS_PER_BATCH,
+    tokens_per_batch: Budget = None,
 ) -> None:
     """Predict every row of a table; all rows and columns come back, in order."""
     with Bars() as bars:
         frame = esmtune.predict(
             run, data, out=out, overwrite=overwrite, sequence=sequence, probabilities=probabilities,
-            encoder=encoder, verify=verify, accelerator=accelerator, precision=precision,
-            tokens_per_batch=tokens_per_batch, watch=bars,
+            interval=interval, conditional=conditional, applicability=applicability, encoder=encoder, verify=verify,
+            accelerator=accelerator, precision=precision, tokens_per_batch=tokens_per_batch, watch=bars,
         )  # fmt: skip
     if out is None:
         from esmtune.writers import flat
@@ -211,7 +223,7 @@ def embed(
     max_length: Annotated[int | None, Parameter(help="Cut sequences to their first so many residues.")] = None,
     skip_bad_rows: Skip = False,
     accelerator: Device = "auto",
-    tokens_per_batch: Budget = TOKENS_PER_BATCH,
+    tokens_per_batch: Budget = None,
 ) -> None:
     """Embed sequences with an encoder, or with the encoder of a run."""
     with Bars() as bars:

@@ -9,6 +9,7 @@ import torch
 
 from esmtune.config import DEFAULT_ENCODER, DEFAULT_HEAD, DEFAULT_TUNING, LAYERS, Part, TrainConfig
 from esmtune.devices import choose_device, choose_precision
+from esmtune.distributions import distribution
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, LMHead
 from esmtune.events import Notice, Watcher, silent
@@ -18,6 +19,7 @@ from esmtune.predicting import Spec
 from esmtune.predictor import Predictor, find_encoder
 from esmtune.records import Dataset, Label
 from esmtune.registry import nearest
+from esmtune.sampling import can_draw
 from esmtune.tasks import Multitask, Task, task
 from esmtune.tuning import automatic, tuning
 
@@ -90,7 +92,7 @@ def fit_task(data: Dataset, asked: Part | None, labels: Sequence[Label] | None =
 def _takes(kind: str, option: str, value: Any) -> bool:
     """Whether a task has an option; a loss must be one for its kind of labels."""
     if option == "loss" and option in task.options(kind):
-        return value in ((*loss, *ranking) if task[kind].reads == "number" else class_loss)
+        return value in ((*loss, *ranking, *distribution) if task[kind].reads == "number" else class_loss)
     return option in task.options(kind)
 
 
@@ -128,14 +130,25 @@ def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, wa
         targets=data.targets,
         max_length=config.max_length,
         trained_on={"records": len(data.of("train")), "sha256": data.sha256},
+        dropout_samples=config.dropout_samples,
     )
     if start is None:
-        encoder = origin.encoder if tuning_spec["name"] == "frozen" else copy.deepcopy(origin.encoder)
-        return _tuned(Predictor(spec, encoder, origin.moved), config)
-    fresh = Predictor(spec, ESM2(origin.encoder.config), origin.moved)
+        encoder = origin.encoder if tuning_spec["name"] == "frozen" else sharing(origin.encoder)
+        return _tuned(_sampling(Predictor(spec, encoder, origin.moved)), config)
+    fresh = _sampling(Predictor(spec, ESM2(origin.encoder.config), origin.moved))
     predictor = _tuned(_initialized(fresh, start, config, watch), config)
     standardized = (n for n in predictor.state_dict() if n.startswith(("encoder.", "head.standardize")))
     predictor.is_standardized = not any(starts_anew(config, name) for name in standardized)
+    return predictor
+
+
+def _sampling(predictor: Predictor) -> Predictor:
+    """Refuse draws of a dropout that the head does not have."""
+    if predictor.spec.dropout_samples and not can_draw(predictor.head):
+        raise ValueError(
+            f"dropout_samples draws the head's dropout, but head {predictor.spec.head['name']!r} has none: leave it "
+            "out, or take --head mlp."
+        )
     return predictor
 
 
@@ -223,16 +236,32 @@ def _layers(config: TrainConfig, data: Dataset, spec: Mapping[str, Any], encoder
 def _tuned(predictor: Predictor, config: TrainConfig) -> Predictor:
     """Let those weights move that the tuning says, and note them as moved."""
     predictor.precision = config.precision
+    predictor.encoder.recomputes = bool(config.checkpoint_activations)
     predictor.encoder.requires_grad_(False)
     before = frozenset(predictor.encoder.state_dict())
     predictor.rates = tuning.build(predictor.spec.tuning, predictor.encoder)
     for name, weight in predictor.encoder.named_parameters():
         weight.requires_grad_(name in predictor.rates)
     moving = frozenset(predictor.rates) & before
+    for name in moving:  # what stays as it is may be shared with the encoder that the run began with
+        own(predictor.encoder, name)
     if moving >= {name for name, _ in predictor.encoder.named_parameters()}:
         moving |= before
     predictor.moved |= moving
     return predictor
+
+
+def sharing(encoder: ESM2) -> ESM2:
+    """A copy of an encoder with the same weights, which are in memory once; an LM head, which will learn, is copied."""
+    named = encoder.named_parameters()
+    return copy.deepcopy(encoder, {id(weight): weight for name, weight in named if not name.startswith("lm_head.")})
+
+
+def own(encoder: ESM2, name: str) -> None:
+    """Give an encoder a weight of its own, where it shares it with another."""
+    path, _, last = name.rpartition(".")
+    weight = encoder.get_parameter(name)
+    setattr(encoder.get_submodule(path), last, torch.nn.Parameter(weight.detach().clone(), weight.requires_grad))
 
 
 def starts_anew(config: TrainConfig, name: str) -> bool:

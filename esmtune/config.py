@@ -10,6 +10,7 @@ Accelerator = Literal["auto", "cpu", "cuda", "mps"]
 Pooling = Literal["mean", "cls", "residue"]
 Level = Literal["sequence", "residue"]
 Replicates = Literal["keep", "mean"]
+Scaling = Literal["none", "temperature", "isotonic"]
 ScheduleShape = Literal["cosine", "linear", "constant"]
 
 DEFAULT_ENCODER = "esm2_t6_8M_UR50D"
@@ -46,7 +47,19 @@ class TrainConfig:
     id: str | None = None
     """The column with a name for each row; found by its usual names (id, entry, ...) when not given."""
     split: str | None = None
-    """The column that says train, valid or test; found by its usual names (split, set, ...) when not given."""
+    """The column that says train, valid, calibration or test, found by its usual names (split, set, ...) when not
+    given; or how to split: random, stratified, identity, position, mutations, segment or time; or RUN/split.csv, to
+    split as that run. [default: by identity where related sequences are found, else random]"""
+    identity: float | None = None
+    """From what share of identical residues on sequences are related, and stay on one side. [default: 0.3]"""
+    coverage: float = 0.8
+    """How much of the shorter of two sequences must be alike for that."""
+    wild_type: str | None = None
+    """The protein that the sequences are variants of; told from them when not given."""
+    mutations: int | None = None
+    """Train on variants with at most so many mutations, with --split mutations. [default: by test_fraction]"""
+    time: str | None = None
+    """The column with the times, for --split time."""
     weight: str | None = None
     """A column that says how much each row counts in the loss."""
     mask: str | None = None
@@ -63,6 +76,9 @@ class TrainConfig:
     """The share of the rows that is set aside for validation where the data do not say which."""
     test_fraction: float = 0.1
     """The share of the rows that is set aside for the final test where the data do not say which."""
+    calibration_fraction: float | None = None
+    """The share of the validation rows that is kept from the choice of weights, for intervals and sets; 0 is none.
+    [default: half, where 20 sequences or more stay on either side]"""
     skip_bad_rows: bool = False
     """Leave out rows that cannot be used, and list them, instead of refusing the file."""
     max_length: int | None = None
@@ -92,6 +108,8 @@ class TrainConfig:
     probe-then-full (head first), adapters (lora, dora, ia3, ...), or auto. [default: frozen; full for task mlm]"""
     seeds: int = 1
     """Train so many times, from seed on, and predict with all of them together."""
+    dropout_samples: int = 0
+    """Predict with so many draws of the head's dropout (MC dropout), whose spread says how sure it is; 0 is without."""
     folds: int | None = None
     """Train on all but one of so many parts, each in turn, and predict with all of them together; 1 is no folds.
     [default: 5 where there are too few rows to set some aside for validation]"""
@@ -104,8 +122,12 @@ class TrainConfig:
     """Sequences per step, over all devices."""
     micro_batch_size: int | None = None
     """Sequences per pass through the network at most; changes memory, not results."""
-    tokens_per_batch: int = TOKENS_PER_BATCH
-    """Residues (and two more a sequence) per pass at most; changes memory, not results."""
+    tokens_per_batch: int | None = None
+    """Residues (and two more a sequence) per pass at most; changes memory, not results. [default: 4096, or what free
+    memory has room for]"""
+    checkpoint_activations: bool | None = None
+    """Compute each layer of a moving encoder twice, rather than keep what it computed: less memory, more time, the same
+    results. [default: where memory would not suffice]"""
     head_learning_rate: float | None = None
     """The head's learning rate at its peak."""
     encoder_learning_rate: float | None = None
@@ -143,23 +165,32 @@ class TrainConfig:
     """Machines, started by torchrun or SLURM."""
     log: tuple[Literal["csv", "tensorboard"], ...] = ()
     """Also write the history to RUN/logs, for these."""
+    report: bool = True
+    """Write RUN/report.html, where the extra esmtune[report] is installed; --report=false leaves it out."""
     checkpoint_minutes: float = 5.0
     """Save what --resume needs to go on, at most this often."""
+    scaling: Scaling = "none"
+    """Mend the probabilities of classes by half of the calibration rows: by one temperature, or isotonic; sets are
+    calibrated by the other half."""
+    references: int = 2000
+    """Keep vectors of at most so many training sequences with the predictor (4 MiB at most), so that it can say how far
+    from them another is; 0 keeps none."""
     self_contained: bool = False
     """Save a frozen encoder with the predictor, so that it needs no other file."""
 
     def __post_init__(self):
         at_least = {"epochs": 1, "max_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "tokens_per_batch": 1,
                     "patience": 1, "devices": 1, "num_nodes": 1, "max_length": 1, "seed": 0, "seeds": 1, "folds": 1,
-                    "checkpoint_minutes": 0, "ema": 0,
-                    "head_learning_rate": 0, "encoder_learning_rate": 0, "weight_decay": 0, "clip": 0}  # fmt: skip
+                    "checkpoint_minutes": 0, "ema": 0, "mutations": 0,
+                    "head_learning_rate": 0, "encoder_learning_rate": 0, "weight_decay": 0, "clip": 0,
+                    "dropout_samples": 0, "references": 0}  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
                 raise ValueError(f"{name} is {value}, expected {least} or more.")
         choices = {"precision": get_args(Precision), "accelerator": get_args(Accelerator),
                    "schedule": get_args(ScheduleShape), "replicates": get_args(Replicates),
-                   "level": (None, *get_args(Level))}  # fmt: skip
+                   "scaling": get_args(Scaling), "level": (None, *get_args(Level))}  # fmt: skip
         choices |= {f"log {name}": ("csv", "tensorboard") for name in self.log}
         for name, known in choices.items():
             value = name.removeprefix("log ") if name.startswith("log ") else getattr(self, name)
@@ -174,6 +205,14 @@ class TrainConfig:
         for name in ("valid_fraction", "test_fraction", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a share from 0 to below 1.")
+        for name in ("identity", "coverage"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} is {value}, expected a share above 0 and up to 1.")
+        if not 0 <= (self.calibration_fraction or 0.0) < 1:
+            raise ValueError(
+                f"calibration_fraction is {self.calibration_fraction}, expected a share from 0 to below 1."
+            )
         if self.init_skip and not self.init:
             raise ValueError("init_skip leaves out weights of init, but no init is given.")
 

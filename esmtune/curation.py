@@ -2,20 +2,26 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from esmtune.config import TrainConfig
 from esmtune.datasets import Columns, find_columns, read_rows
 from esmtune.inference import Told, infer_targets
 from esmtune.labels import READS, Reads
-from esmtune.partition import folds_for, missing_splits, with_splits
+from esmtune.methods import METHODS
+from esmtune.partition import asked_split, folds_for, missing_splits, with_calibration, with_file, with_splits
 from esmtune.readers import read
-from esmtune.records import BadRowsError, Dataset, Form, Problem, Row, Split, Table, Target
+from esmtune.records import BadRowsError, Dataset, Form, Problem, Record, Row, Split, Table, Target
 from esmtune.replicates import weighted, with_replicates
 from esmtune.targets import Column, Known, check_labels, is_per_residue, names_of, read_labels, strange, with_labels
 
+CALIBRATION = (
+    "Calibration: {:,} of {:,} validation rows choose no weights, so that intervals can be told from them "
+    "(--calibration-fraction 0 leaves them in)."
+)
 LANGUAGE = (Target(name="sequence", kind="mlm", form="letters"),)
 
 
@@ -26,10 +32,20 @@ class Curated:
     dataset: Dataset
     columns: Columns
     folds: int  # 1: there are none
+    whole: tuple[Record, ...]  # with a label, before replicates are averaged: what is examined
+    blank: Mapping[Split | None, int]  # rows of each split without a label; None where no split was given
+    reads: Mapping[str, Reads]
+    rows: int  # of the tables, also those left out
+    refusal: str | None = None  # why nothing can be learned, if that was not to be raised
+    split: Mapping[str, Any] = field(default_factory=dict)  # how it was split, for metrics.json
+    split_asked: str | None = None  # the column, method or file that splits the same data so again
+    identity: float | None = None  # the threshold of a split by identity
 
 
-def curate_training(data: Any, config: TrainConfig) -> Curated:
+def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) -> Curated:
     """Make the dataset of a training run: from one table, or from one each for training, validation and test.
+
+    Where `lenient`, labels that nothing can be learned from are told of, and not raised.
 
     Raises:
         BadRowsError: for rows that cannot be used, unless they are to be skipped.
@@ -50,27 +66,59 @@ def curate_training(data: Any, config: TrainConfig) -> Curated:
     labeled = read_labels(rows, targets, told.columns, reads)
     problems += labeled.problems
     notices = [*told.notices, *(text for found in read_parts for text in found.notices), *labeled.notices]
+    if config.scaling != "none" and all(reads[t.kind] != "name" or t.kind in ("ordinal", "mlm") for t in targets):
+        raise ValueError(
+            f"scaling {config.scaling!r} mends the probabilities of classes, and {targets[0].name!r} is "
+            f"{targets[0].kind}: leave it out."
+        )
     known, more = with_labels(labeled.records, targets)
+    asked = asked_split(config.split, tables[0])[1]
     missing = missing_splits(tables, columns[0], config, known)
-    folds = folds_for(config, kind, missing, known)
     stratify = len(targets) == 1 and targets[0].form == "one" and reads[targets[0].kind] == "name"
-    known, split = with_splits(known, config, stratify=stratify, missing=missing, folds=folds)
+    if asked and asked not in METHODS:
+        if len(tables) > 1:
+            raise ValueError(f"{asked} says which rows are for validation and test, and there is a file for them too.")
+        partition, folds = with_file(known, asked)
+    else:
+        folds = folds_for(config, kind, missing, known)
+        partition = with_splits(
+            known, config, stratify=stratify, missing=missing, folds=folds, kind=kind, method=asked, tables=tables
+        )
+    known, split = partition.records, partition.notices
+    unused = find_columns(tables[0], target=()).split if asked and len(tables) == 1 else None
+    if unused:
+        split = [*split, f"The column {unused!r} is not used, since --split is {asked}."]
+    whole = tuple(known)
+    blank: Counter[Split | None] = Counter(r.split for r in labeled.records if not r.is_labeled)
+    if folds == 1 and any(reads[target.kind] != "names" and target.kind != "mlm" for target in targets):
+        given = any(r.split == "calibration" for r in known)
+        known, kept, of = with_calibration(known, config, seed=config.seed, given=given)
+        split += [CALIBRATION.format(kept, of)] if kept else []
+    refusal = None
     known, replicates = with_replicates(known, targets, reads, config.replicates)
+    strangers, warnings = [], []
     try:
         known, strangers, warnings = check_labels(known, targets, reads)
         known = weighted(known, columns[0].weight)
-    except ValueError:
+    except ValueError as error:
         refuse(_in_order(problems, tables), config.skip_bad_rows)
-        raise
+        if not lenient:
+            raise
+        refusal = str(error)
     problems = _in_order(problems + strangers, tables)
     refuse(problems, config.skip_bad_rows)
     notices += [*more, *split, *replicates, *warnings, *skipped(problems)]
     dataset = Dataset(
         records=tuple(known), targets=targets, sha256=_checksum(tables), notices=tuple(notices),
-        problems=tuple(problems),
+        problems=tuple(problems), held=partition.held,
     )  # fmt: skip
     has_mask = dataset.level == "residue" and dataset.kind != "mlm"
-    return Curated(dataset=dataset, columns=columns[0] if has_mask else replace(columns[0], mask=None), folds=folds)
+    chosen = asked if asked and asked not in METHODS else partition.method if not columns[0].split else None
+    return Curated(
+        dataset=dataset, columns=columns[0] if has_mask else replace(columns[0], mask=None), folds=folds, whole=whole,
+        blank=blank, reads=reads, rows=sum(table.frame.height for table in tables), refusal=refusal,
+        split=partition.facts, split_asked=columns[0].split or chosen, identity=partition.facts.get("identity"),
+    )  # fmt: skip
 
 
 def curate_labeled(
@@ -215,9 +263,10 @@ def _columns_of(
     tables: Sequence[Table], parts: Sequence[Split | None], config: TrainConfig, kind: str | None
 ) -> list[Columns]:
     """The columns of each table; validation and test have theirs under the names of the first."""
+    column, way = asked_split(config.split, tables[0])
     first = find_columns(
         tables[0], sequence=config.sequence, target=() if kind == "mlm" else config.target or None, id=config.id,
-        split=config.split, mask=config.mask, weight=config.weight,
+        split=column, mask=config.mask, weight=config.weight, splits=way is None,
     )  # fmt: skip
     if len(tables) > 1 and first.split:
         raise ValueError(

@@ -53,7 +53,10 @@ def curve_members(decided: TrainConfig, *, asked: TrainConfig, data: Dataset, fo
             count = len(part.of("train"))
             if len({r.sequence for r in part.of("train")}) < FEWEST:
                 continue
-            config = replace(asked, tuning=tuning, precision=decided.precision, seed=seed, seeds=1)
+            config = replace(
+                asked, tuning=tuning, precision=decided.precision, seed=seed, seeds=1, references=0,
+                tokens_per_batch=decided.tokens_per_batch, checkpoint_activations=decided.checkpoint_activations,
+            )  # fmt: skip
             config = config.completed(str(tuning["name"]), count)
             for member in members_of(config, part, folds):
                 name = f"labels-{round(100 * share)}-percent-{seed}" + (f"-{member.name}" if folds > 1 else "")
@@ -90,7 +93,7 @@ def _scores(trained: Trained, places: Sequence[int]) -> tuple[int, Scores]:
     import torch
 
     members = [trained.others[place] for place in places]
-    outputs = [trained.task.translated(f.outputs, task.load(f.task)) for _, f in members]
+    outputs = [trained.task.translated(trained.task.average(f.outputs), task.load(f.task)) for _, f in members]
     data = members[0][0].data
     count = len(data.of("train")) + (len(data.of("valid")) if trained.by_fold else 0)
     return count, scores_of(trained.task, trained.task.average(torch.stack(outputs)), data, "test")

@@ -21,6 +21,7 @@ USUAL_NAMES = {
 SPLITS: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
+    **dict.fromkeys(("calibration", "calib"), "calibration"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 
@@ -63,11 +64,13 @@ def find_columns(
     mask: str | None = None,
     weight: str | None = None,
     labeled: bool = True,
+    splits: bool = True,
 ) -> Columns:
     """Take the columns that the user named, and find the others by their usual names.
 
-    An empty `target` is none, as language modeling has it; weights are used only if they are named, since a column
-    called weight may as well hold molecular weights.
+    Without `splits` no column says what is trained on: the rows are to be split anew. An empty `target` is none, as
+    language modeling has it; weights are used only if they are named, since a column called weight may as well hold
+    molecular weights.
 
     Raises:
         ValueError: for a column that does not exist or cannot be told, with the columns that exist.
@@ -78,7 +81,7 @@ def find_columns(
         target=None if asked is None else tuple(name for name, _ in asked) or None,
         kinds=tuple(kind for _, kind in asked or ()),
         id=_find("id", id, table),
-        split=_find("split", split, table) if labeled else None,
+        split=_find("split", split, table) if labeled and splits else None,
         mask=_find("mask", mask, table) if labeled else None,
         weight=_find("weight", weight, table) if labeled and weight is not None else None,
     )
@@ -200,7 +203,7 @@ def _split(value: Any, flag: Any) -> Split:
     name = "" if value is None else str(value).strip().lower()
     if name not in SPLITS:
         got = f"the split is {value!r}" if name else "the split is empty"
-        raise ValueError(f"{got}; it can be train, valid or test")
+        raise ValueError(f"{got}; it can be train, valid, calibration or test")
     if SPLITS[name] == "train" and as_text(flag) in ("true", "1"):
         return "valid"
     return SPLITS[name]

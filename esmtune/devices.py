@@ -19,13 +19,19 @@ def choose_device(accelerator: Accelerator) -> str:
     """
     if accelerator == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(accelerator, False):
-        raise ValueError(
-            f"there is no accelerator {accelerator!r} here. "
-            f"There are: auto, {', '.join(name for name, is_there in there.items() if is_there)}."
-        )
+    if accelerator not in devices_here():
+        raise ValueError(f"there is no accelerator {accelerator!r} here. There are: auto, {', '.join(devices_here())}.")
     return accelerator
+
+
+def devices_here() -> list[str]:
+    """The kinds of device that this machine has.
+
+    >>> devices_here()[0]
+    'cpu'
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return [name for name, is_there in there.items() if is_there]
 
 
 def choose_precision(asked: Precision, device: str) -> Literal["float32", "bfloat16"]:
@@ -44,11 +50,14 @@ def choose_precision(asked: Precision, device: str) -> Literal["float32", "bfloa
         asked = cast(Precision, given)
     if asked != "auto":
         return asked
+    return "bfloat16" if has_bfloat16_units(device) else "float32"
+
+
+def has_bfloat16_units(device: str) -> bool:
+    """Whether a kind of device has units for products in bfloat16, and does not emulate them."""
     if device == "cpu":
-        has_units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    else:
-        has_units = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if has_units else "float32"
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def products(precision: Precision, device: torch.device) -> torch.autocast:

@@ -178,7 +178,11 @@ def _assemble(
         encoder = _room_for(weights, num_heads)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    encoder.load_state_dict(weights)
+    theirs.clear()  # from here on each weight is held once
+    for key in list(weights):
+        weights[key] = weights[key].to(torch.float32).contiguous()
+    # What was read becomes the weights: a copy would double the memory that loading takes.
+    encoder.load_state_dict(weights, assign=True)
     return encoder.eval(), Source(
         name=name, sha256=encoder_digest(encoder), license=license, left_out=tuple(sorted(left_out))
     )
@@ -198,7 +202,7 @@ def _room_for(weights: dict[str, Tensor], num_heads: int | None) -> ESM2:
             raise ValueError(f"weight {key!r} should be {wanted} for {shape}, got {got}.")
         if not torch.stack(weights[key].aminmax()).isfinite().all():  # NaN is its own extreme; nothing is copied
             raise ValueError(f"weight {key!r} holds NaN or infinity: the file is damaged.")
-    return encoder.to_empty(device="cpu")
+    return encoder
 
 
 def _shape_of(weights: Mapping[str, Tensor], num_heads: int | None) -> ESM2Config:

@@ -12,10 +12,19 @@ from torch import Tensor
 
 from esmtune.config import TOKENS_PER_BATCH, Precision
 from esmtune.events import Watcher, silent
-from esmtune.folders import FORMAT_VERSION, predictor_folder, read_predictor_json
+from esmtune.folders import (
+    FORMAT_VERSION,
+    calibrations,
+    checked_references,
+    predictor_folder,
+    read_predictor_json,
+    saved_references,
+    saved_scalings,
+)
 from esmtune.predicting import Predicting
 from esmtune.predictor import Predictor, answers_of
 from esmtune.records import Level
+from esmtune.scaling import scaled
 from esmtune.writers import whole_folder
 
 
@@ -38,6 +47,7 @@ class Ensemble(Predicting):
                 raise ValueError("the members of an ensemble predict different targets.")
         self.members = tuple(members)
         self.spec, self.task, self.masks = first.spec, first.task, first.masks
+        self.references = first.references
 
     @property
     def precision(self) -> Precision:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -78,17 +88,31 @@ class Ensemble(Predicting):
         if len({id(member.encoder) for member in self.members}) == 1:
             found = list(answers_of(self.members, sequences, **options))
         else:
-            found = [member.answers(sequences, **options)[0] for member in self.members]
-        pairs = zip(found, self.members, strict=True)
-        return torch.stack([self.task.translated(answers, member.task) for answers, member in pairs])
+            found = [draw for member in self.members for draw in member.answers(sequences, **options)]
+        owners = [member for member in self.members for _ in range(member.draws)]
+        pairs = zip(found, owners, strict=True)
+        together = torch.stack([self.task.translated(answers, member.task) for answers, member in pairs])
+        return scaled(self.task, [target.name for target in self.spec.targets], together, self.scalings)
+
+    def vectors(
+        self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent
+    ) -> Float[Tensor, "sequences dim"]:
+        """What the first member's head sees of each clean sequence, standardized."""
+        return self.members[0].vectors(sequences, tokens_per_batch=tokens_per_batch, watch=watch)
 
     def save(self, folder: str | os.PathLike[str], *, self_contained: bool = False) -> None:
         """Write `predictor.json` and a folder for each member, whole or not at all."""
         with whole_folder(Path(folder)) as temporary:
             names = [f"members/{number}" for number in range(len(self.members))]
             for name, member in zip(names, self.members, strict=True):
-                member.save(temporary / name, self_contained=self_contained)
-            content = {"format_version": FORMAT_VERSION, "members": names}
+                member.save(temporary / name, self_contained=self_contained, references=False)
+            content = {
+                "format_version": FORMAT_VERSION,
+                "members": names,
+                "calibration": [found.spec() for found in self.calibration],
+                "scaling": [found.spec() for found in self.scalings],
+                "weights": saved_references(self.references, temporary),
+            }
             (temporary / "predictor.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -109,6 +133,12 @@ def load_predictor(
         raise ValueError(f"{folder / 'predictor.json'} is damaged: its members are {content['members']!r}.")
     members = [Predictor.load(folder / "members" / str(n), encoder=encoder, verify=verify) for n in numbers]
     ensemble = Ensemble(members)
+    try:
+        ensemble.calibration, ensemble.scalings = calibrations(content), saved_scalings(content)
+        digests = dict(content.get("weights", {}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'predictor.json'} is damaged ({type(error).__name__}: {error}).") from None
+    ensemble.references = checked_references(folder, digests)
     first = members[0]
     for member in members[1:]:
         if not first.moved and not member.moved and not (first.is_adapted or member.is_adapted):

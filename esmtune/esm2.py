@@ -23,9 +23,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from esmtune.alphabet import MASK, PAD, SYMBOLS, encode
 from esmtune.attention import attend, rotary_angles, rotary_frequencies, rotate
+from esmtune.spans import Spans, sent
 
 UNMASKED_IN_TRAINING = 1 - 0.15 * 0.8  # 15 % selected, 80 % of those replaced by <mask>
 
@@ -109,6 +111,7 @@ class ESM2(nn.Module):
     def __init__(self, config: ESM2Config, *, lm_head: bool = False):
         super().__init__()
         self.config = config
+        self.recomputes = False  # in training, whether layers keep their input alone, which takes less memory
         self.embed_tokens = nn.Embedding(len(SYMBOLS), config.embed_dim)
         self.layers = nn.ModuleList(Layer(config.embed_dim, config.num_heads) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.embed_dim)
@@ -133,18 +136,28 @@ class ESM2(nn.Module):
         wanted = [self.layer_index(layer) for layer in layers]
         if not wanted:
             raise ValueError("no layer is asked for: layers counts from 0, the embeddings, and -1 is the last.")
-        visible = (tokens.ids != PAD) if tokens.has_pad else None
+        spans = Spans(tokens.lengths, tokens.ids.device, (tokens.ids != PAD) if tokens.has_pad else None)
         x = drop_masked(self.embed_tokens(tokens.ids), tokens)
         cos, sin = rotary_angles(tokens.lengths, self.frequency, x.dtype)
         outputs = {0: x}
         for number, layer in enumerate(self.layers[: max(wanted)], start=1):
-            x = layer(x, cos, sin, tokens.lengths, visible)
+            x = self._through(layer, x, cos, sin, spans)
             if number in wanted:
                 outputs[number] = x
         last = len(self.layers)
         if last in wanted:
             outputs[last] = self.norm(x)
         return [self._without_specials(outputs[number], tokens) for number in wanted]
+
+    def _through(self, layer: nn.Module, x: Tensor, *others: object) -> Tensor:
+        """A layer's output; if it `recomputes`, what was computed on the way is computed again for the gradient.
+
+        Chen et al., Training deep nets with sublinear memory cost (2016). https://doi.org/10.48550/arXiv.1604.06174
+        """
+        learns = x.requires_grad or any(weight.requires_grad for weight in layer.parameters())
+        if self.recomputes and learns and torch.is_grad_enabled():
+            return checkpoint(layer, x, *others, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return layer(x, *others)
 
     def layer_index(self, layer: int) -> int:
         """The number of a layer, counted from the embeddings."""
@@ -169,8 +182,8 @@ class ESM2(nn.Module):
         lengths = torch.tensor(tokens.lengths, dtype=torch.long)
         end = lengths.cumsum(0)
         is_residue = torch.ones(len(x), dtype=torch.bool).index_fill(0, torch.cat((end - lengths, end - 1)), False)
-        first = (end - lengths).to(x.device)
-        return Representation(x[first], x[is_residue.to(x.device)], tuple(n - 2 for n in tokens.lengths), tokens.seeds)
+        first, residues = sent(end - lengths, x.device), sent(is_residue.nonzero()[:, 0], x.device)
+        return Representation(x[first], x[residues], tuple(n - 2 for n in tokens.lengths), tokens.seeds)
 
 
 class Layer(nn.Module):
@@ -188,14 +201,13 @@ class Layer(nn.Module):
         x: Float[Tensor, "tokens dim"],
         cos: Float[Tensor, "tokens 1 half"],
         sin: Float[Tensor, "tokens 1 half"],
-        lengths: tuple[int, ...],
-        visible: Tensor | None,
+        spans: Spans,
     ) -> Float[Tensor, "tokens dim"]:
         """Add to the stream what attention and the feed-forward network make of it."""
         y = self.attention_norm(x)
         projected = (exact_bias(self.query, y), exact_bias(self.key, y), self.value(y))
         q, k, v = (rearrange(z, "tokens (heads k) -> tokens heads k", heads=self.num_heads) for z in projected)
-        y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, lengths, visible)
+        y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, spans)
         x = x + self.out(rearrange(y, "tokens heads k -> tokens (heads k)"))
         return x + self.contract(F.gelu(self.expand(self.feed_forward_norm(x))))
 
@@ -228,11 +240,12 @@ class LMHead(nn.Module):
 
 def drop_masked(x: Float[Tensor, "tokens dim"], tokens: Tokens) -> Float[Tensor, "tokens dim"]:
     """Zero what is masked; rescale the rest of each sequence to the magnitude seen in training."""
-    lengths = torch.tensor(tokens.lengths, dtype=torch.long, device=x.device)
-    sequence = torch.arange(len(lengths), device=x.device).repeat_interleave(lengths)
+    lengths = sent(torch.tensor(tokens.lengths, dtype=torch.long), x.device)
+    sequence = torch.arange(len(lengths), device=x.device).repeat_interleave(lengths, output_size=len(x))
     count = torch.zeros(len(lengths), dtype=torch.long, device=x.device)
     is_mask, is_pad = tokens.ids == MASK, tokens.ids == PAD
     masked = count.index_add(0, sequence, is_mask.long())
     present = lengths - count.index_add(0, sequence, is_pad.long())
-    scale = UNMASKED_IN_TRAINING / (1 - masked.double() / present)
+    exact = torch.float32 if x.device.type == "mps" else torch.float64  # which MPS does not have
+    scale = UNMASKED_IN_TRAINING / (1 - masked.to(exact) / present)
     return x.masked_fill((is_mask | is_pad)[:, None], 0.0) * scale.to(x.dtype)[sequence][:, None]

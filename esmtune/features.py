@@ -10,7 +10,7 @@ from torch import Tensor
 
 from esmtune.batching import Budget, halving, remaining
 from esmtune.cache import SHARD_BYTES, Collector, Kind, Vectors, cache_at
-from esmtune.config import TrainConfig
+from esmtune.config import TOKENS_PER_BATCH, TrainConfig
 from esmtune.devices import evaluating
 from esmtune.embedding import kind_of
 from esmtune.esm2 import Tokens
@@ -40,7 +40,7 @@ class Features:
         watch: Watcher,
     ):
         self.fabric, self.predictor, self.watch = fabric, predictor, watch
-        self.budget = Budget(tokens=config.tokens_per_batch, sequences=config.micro_batch_size)
+        self.budget = Budget(tokens=config.tokens_per_batch or TOKENS_PER_BATCH, sequences=config.micro_batch_size)
         self.cache = cache_at(config.cache) if type(predictor.head).pool is Head.pool else None
         self._kept = kept
         size = sum(map(self._bytes, set(sequences)))
@@ -53,7 +53,7 @@ class Features:
 
     def __call__(self, sequences: Sequence[str]) -> tuple[tuple[int, ...], Float[Tensor, "points channels"]]:
         """How many points each sequence has, and the features of all of them; they must have been prepared."""
-        parts = [torch.cat(self._kept[sequence], dim=1) for sequence in sequences]
+        parts = [found[0] if len(found := self._kept[s]) == 1 else torch.cat(found, dim=1) for s in sequences]
         return tuple(map(len, parts)), torch.cat([torch.empty(0, self.predictor.features_dim), *parts])
 
     def prepare(self, sequences: Sequence[str], stage: str) -> None:

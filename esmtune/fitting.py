@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING, Any
 from esmtune.config import TrainConfig
 from esmtune.curation import Curated, curate_training
 from esmtune.events import Notice, Watcher, silent
+from esmtune.examination import examine, refuse_errors, said
+from esmtune.memory import peak_memory
+from esmtune.nearness import nearness_in
 from esmtune.registry import nearest
+from esmtune.reporting import tell
 from esmtune.runs import Run, metrics_of, predictions_of, resolved, write_run
 from esmtune.writers import check_out
 
@@ -57,6 +61,8 @@ def train(
     if path is not None:
         check_out(path, overwrite=overwrite, kind="folder")
     curated = curate_training(data, config)
+    findings = examine(curated)
+    refuse_errors(findings)
     notices: list[str] = []
 
     def hear(event: Any) -> None:
@@ -64,7 +70,7 @@ def train(
             notices.append(event.text)
         watch(event)
 
-    for text in curated.dataset.notices:
+    for text in (*curated.dataset.notices, *said(findings)):
         hear(Notice(text))
 
     if config.learning_curve and not curated.dataset.of("test"):
@@ -89,10 +95,13 @@ def train(
         trained = train_members(
             config, curated.dataset, curated.folds, journal, hear, logs, also if config.learning_curve else None
         )
-        run = _run_of(trained, curated, config, tuple(notices), path)
+        hear(Notice(peak_memory(children=config.devices > 1).text))
+        run = _run_of(trained, curated, config, notices, path, hear)
+        run.metrics["data"] = {"rows": curated.rows, "findings": [asdict(finding) for finding in findings]}
         if path is not None and trained.is_main:
             write_run(run, path, data, curated.dataset, logs=logs, seconds=time.time() - started)
             journal.close()
+            tell(path, with_page=config.report, watch=hear)
     except ValueError:
         if not went_on:
             journal.close_if_empty()
@@ -105,29 +114,38 @@ def train(
 
 def _identity(config: TrainConfig, curated: Curated) -> dict[str, Any]:
     """What must be the same for a run to go on: data and options, but those that change no number."""
-    free = ("cache", "log", "checkpoint_minutes", "self_contained")
+    free = ("cache", "log", "report", "checkpoint_minutes", "self_contained")
     return {name: value for name, value in asdict(config).items() if name not in free} | {
         "data_sha256": curated.dataset.sha256
     }
 
 
 def _run_of(
-    trained: "Trained", curated: Curated, config: TrainConfig, notices: tuple[str, ...], path: Path | None
+    trained: "Trained", curated: Curated, config: TrainConfig, notices: list[str], path: Path | None, watch: Watcher
 ) -> Run:
-    several = len(trained.members) > 1
+    from esmtune.reliability import calibrated, calibration_errors, mended, reliability
+
+    several, data = len(trained.members) > 1, curated.dataset
+    before = calibration_errors(trained, data) if config.scaling != "none" else {}
+    trained, scalings, used = mended(trained, data, config.scaling, config.seed)
+    trained.predictor.scalings = scalings
+    trained.predictor.calibration = calibrated(trained, data, config.seed, used)
+    near = nearness_in(data.of(None), wild_type=config.wild_type, coverage=config.coverage)
+    metrics = metrics_of(trained, curated, config, near, watch)  # which may say something
     return Run(
         predictor=trained.predictor,
         last=trained.last,
-        metrics=metrics_of(trained, curated.dataset, config),
+        metrics=metrics | reliability(trained, data, trained.predictor.calibration, before),
         history=[
             {"member": member.name} | entry if several else entry
             for member, fitted in zip(trained.members, trained.fitted, strict=True)
             for entry in fitted.history
         ],
-        predictions=predictions_of(trained, curated.dataset),
-        notices=notices,
+        predictions=predictions_of(trained, data, near),
+        notices=tuple(notices),
         config=resolved(trained.config, curated, trained.predictor.spec),
         path=path,
+        training=tuple(r.sequence for r in curated.dataset.of("train")),
     )
 
 

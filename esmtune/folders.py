@@ -14,13 +14,17 @@ from torch import Tensor
 from esmtune.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
 from esmtune.adapter_files import save_adapter
 from esmtune.adapters import is_adapted
+from esmtune.applicability import REFERENCES, References, load_references, save_references
+from esmtune.calibration import Calibration
 from esmtune.checkpoints import file_digest, read_safetensors
+from esmtune.distributions import distribution
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, ESM2Config
 from esmtune.heads import head
 from esmtune.losses import class_loss, loss, ranking
 from esmtune.predicting import Spec
 from esmtune.records import Target
+from esmtune.scaling import Scaling
 from esmtune.tasks import Task
 from esmtune.tuning import tuning
 from esmtune.writers import whole_folder
@@ -49,14 +53,15 @@ def predictor_folder(path: str | os.PathLike[str]) -> Path | None:
 
 
 def write_predictor(
-    folder: Path, spec: Spec, fitted: Task, encoder: ESM2, weights: dict[str, Tensor], golden: Sequence[Tensor]
-) -> None:
+    folder: Path, spec: Spec, fitted: Task, encoder: ESM2, weights: dict[str, Tensor], golden: Sequence[Tensor],
+    calibration: Sequence[Calibration], scalings: Sequence[Scaling], references: References | None,
+) -> None:  # fmt: skip
     """Write a predictor, whole or not at all: its weights, those of adapters apart, what it is, and golden outputs.
 
     Raises:
         ValueError: for a folder with other things in it.
     """
-    known = {"predictor.json", WEIGHTS, ADAPTER}
+    known = {"predictor.json", WEIGHTS, ADAPTER, REFERENCES}
     strangers = {p.name for p in folder.iterdir()} - known if folder.is_dir() else set()
     if strangers or folder.is_file():
         what = f"holds {min(strangers)!r}" if strangers else "is a file"
@@ -67,6 +72,7 @@ def write_predictor(
         if is_adapted(encoder):
             save_adapter(encoder, temporary / ADAPTER, base=spec.encoder.name)
             digests["adapter_sha256"] = file_digest(temporary / ADAPTER / ADAPTER_WEIGHTS)
+        digests |= saved_references(references, temporary)
         source = asdict(spec.encoder) | asdict(spec.shape)
         content = {
             "format_version": FORMAT_VERSION,
@@ -74,11 +80,33 @@ def write_predictor(
             "encoder": {k: v for k, v in source.items() if k != "left_out"},
             "weights": digests,
             "needs": needed_modules(spec, fitted),
+            "calibration": [found.spec() for found in calibration],
+            "scaling": [found.spec() for found in scalings],
             "golden": [{"sequence": s, "outputs": _listed(o)} for s, o in zip(GOLDEN, golden, strict=True)],
         }
         del content["shape"]
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         (temporary / "predictor.json").write_text(text + "\n", encoding="utf-8")
+
+
+def saved_references(references: References | None, folder: Path) -> dict[str, str]:
+    """Write what the training sequences look like, if it is known; returns the checksum of the file."""
+    if references is None:
+        return {}
+    save_references(references, folder)
+    return {"references_sha256": file_digest(folder / REFERENCES)}
+
+
+def checked_references(folder: Path, digests: Mapping[str, str]) -> References | None:
+    """What `saved_references` wrote; None, if it wrote nothing.
+
+    Raises:
+        ValueError: if it is not the file that was saved.
+    """
+    if "references_sha256" not in digests:
+        return None
+    check_digest(folder / REFERENCES, digests["references_sha256"])
+    return load_references(folder)
 
 
 def saved_weights(folder: Path, sha256: str) -> tuple[frozenset[str], dict[str, Tensor]]:
@@ -128,7 +156,7 @@ def needed_modules(spec: Spec, fitted: Task) -> list[str]:
     parts: list[Any] = [head[spec.head["name"]], tuning[spec.tuning["name"]]]
     for _, part, _ in fitted.parts():
         name = getattr(part, "loss_name", "")
-        parts += [type(part), *(door[name] for door in (loss, class_loss, ranking) if name in door)]
+        parts += [type(part), *(door[name] for door in (loss, class_loss, ranking, distribution) if name in door)]
     modules = {part.__module__ for part in parts}
     return sorted(module for module in modules if not module.startswith("esmtune."))
 
@@ -149,6 +177,16 @@ def check_needs(content: Mapping[str, Any], folder: Path) -> None:
         )
 
 
+def calibrations(content: Mapping[str, Any]) -> tuple[Calibration, ...]:
+    """What a predictor knows of its errors; nothing, if it is of an earlier release."""
+    return tuple(Calibration.loaded(found) for found in content.get("calibration", ()))
+
+
+def saved_scalings(content: Mapping[str, Any]) -> tuple[Scaling, ...]:
+    """How the probabilities of a predictor are mended, if they are."""
+    return tuple(Scaling.loaded(found) for found in content.get("scaling", ()))
+
+
 def parsed(content: dict[str, Any]) -> tuple[Spec, dict[str, str], list[Mapping[str, Any]]]:
     """What a predictor is, the checksums of its files, and its golden rows, from any format up to today's."""
     source = dict(content["encoder"])
@@ -164,6 +202,7 @@ def parsed(content: dict[str, Any]) -> tuple[Spec, dict[str, str], list[Mapping[
         shape=shape,
         layers=tuple(content["layers"]),
         targets=tuple(Target(**target) for target in content["targets"]),
+        dropout_samples=int(content.get("dropout_samples", 0)),
         **{name: content[name] for name in names},
     )
     return spec, dict(content["weights"]), content["golden"]

@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from esmtune.batching import SPECIALS, Budget, by_length
-from esmtune.config import TrainConfig
+from esmtune.config import TOKENS_PER_BATCH, TrainConfig
 from esmtune.esm2 import Tokens
 from esmtune.events import Watcher
 from esmtune.features import Features, Kept, gathered, progress
@@ -39,7 +39,7 @@ class Inputs:
         self.lengths = [len(s) for s in self.sequences]
         self.points = [len(r.labels) for r in records]
         self.starts = torch.tensor([0, *self.points]).cumsum(0).tolist()
-        self.budget = Budget(tokens=config.tokens_per_batch, sequences=config.micro_batch_size)
+        self.budget = Budget(tokens=config.tokens_per_batch or TOKENS_PER_BATCH, sequences=config.micro_batch_size)
         self.is_frozen = not any(w.requires_grad for w in predictor.encoder.parameters())
         self.is_kept = False
         if self.is_frozen and not predictor.masks:
@@ -108,6 +108,17 @@ class Inputs:
         counts = [self.points[i] for i in indices]
         width = self.predictor.task.num_outputs
         return self._gathered(indices, counts, width, stage, lambda batch: self.predictor(self(batch)))
+
+    def said(self, indices: Sequence[int], stage: str) -> Float[Tensor, "draws points outputs"]:
+        """The outputs that the predictor gives once it is trained: one draw, or as many as it draws of its dropout."""
+        self.prepare(indices, stage)
+        counts = [self.points[i] for i in indices]
+        draws, width = self.predictor.draws, self.predictor.task.num_outputs
+        found = self._gathered(
+            indices, counts, draws * width, stage,
+            lambda batch: torch.cat(self.predictor.said(self(batch), [self.sequences[i] for i in batch]), dim=1),
+        )  # fmt: skip
+        return found.unflatten(1, (draws, width)).transpose(0, 1)
 
     def _gathered(
         self, indices: Sequence[int], counts: Sequence[int], width: int, stage: str,

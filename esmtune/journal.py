@@ -81,6 +81,16 @@ class Journal:
             )
         write_json(noted, file)
 
+    def kept(self, name: str, found: Any) -> Any:
+        """What was found out when the run began, of one more thing that this machine may tell otherwise by now."""
+        if self.folder is None:
+            return found
+        file = self.folder / "identity.json"
+        noted = json.loads(file.read_text(encoding="utf-8"))
+        value = noted.setdefault(name, found)
+        write_json(noted, file)
+        return value
+
     @property
     def is_due(self) -> bool:
         """Whether it is time to save again."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from esmtune.metrics import Scores
 from esmtune.records import Label
 from esmtune.registry import Registry, keyword_only
+from esmtune.resamples import Counts, Resampled
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,15 @@ class Task(ABC):
     def scores(self, outputs: Float[Tensor, "points outputs"], labels: Sequence[Label]) -> Scores:
         """Every metric of the task, over points with a known label, none of which weighs more than another."""
 
+    def resampled(self, outputs: Float[Tensor, "points outputs"], labels: Sequence[Label], counts: Counts) -> Resampled:
+        """The scores of many resamples, in each of which a point is drawn so many times; NaN where one is undefined."""
+        found: list[Scores] = []
+        for column in counts.T:
+            places = np.repeat(np.arange(len(labels)), column.astype(np.int64))
+            found.append(self.scores(outputs[torch.from_numpy(places)], [labels[i] for i in places.tolist()]))
+        names = list(found[0]) if found else []
+        return {name: np.array([scores[name] for scores in found], dtype=np.float64) for name in names}
+
     @abstractmethod
     def baseline(self, count: int) -> Float[Tensor, "points outputs"]:
         """The outputs of who knows nothing but the training labels."""
@@ -102,6 +113,10 @@ class Task(ABC):
         else:
             said = torch.tensor([list(self.probabilities(m).values()) for m in members], dtype=torch.float64).mT
         return said.std(0, correction=0).amax(-1).tolist()
+
+    def doubt(self, members: Float[Tensor, "members points outputs"]) -> list[float] | None:
+        """How far off each prediction may be, as far as the members or the outputs say; None if they do not."""
+        return self.disagreement(members) if len(members) > 1 else None
 
     def translated(self, outputs: Float[Tensor, "points outputs"], other: "Task") -> Float[Tensor, "points outputs"]:
         """Outputs that mean something to another task, fitted to the same targets, as ones that mean it to this."""

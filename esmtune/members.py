@@ -14,6 +14,7 @@ from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from esmtune.applicability import References
 from esmtune.composition import Origin, compose, decided, find_origin, fit_task
 from esmtune.config import TrainConfig
 from esmtune.encoders import encoder_digest
@@ -22,10 +23,13 @@ from esmtune.events import Notice, Watcher, silent
 from esmtune.features import Kept
 from esmtune.journal import Entry, Journal, asked_to_stop
 from esmtune.masking import Masking, guessed
+from esmtune.memory import give_back_at_once
 from esmtune.metrics import LOWER_IS_BETTER, Scores
+from esmtune.partition import with_calibration
 from esmtune.predictor import Predictor
 from esmtune.processes import launched
-from esmtune.records import Dataset
+from esmtune.provisions import provided
+from esmtune.records import Dataset, Label
 from esmtune.splits import folds_of
 from esmtune.standing import Fitted
 from esmtune.tasks import MLM, Task, task
@@ -55,11 +59,14 @@ class Trained:
     fitted: list[Fitted]
     others: list[tuple[Member, Fitted]]  # that are no part of the predictor
     collapsed: list[str]  # names of members that learned nothing, and are no part of the predictor
+    draws: Float[Tensor, "members draws points outputs"]  # of the dropout of each member, of which answers are the mean
     answers: Float[Tensor, "members points outputs"]  # of all members, for the labeled records, in one unit
     outputs: Float[Tensor, "points outputs"]  # of the predictor; with folds of those that had not seen the point
     task: Task
     by_fold: bool  # whether each training record was held out by one member, which validates it
     is_main: bool  # whether this process is the one that writes files
+    origin: Origin  # the encoder as it was before
+    kept: Kept  # what it made of sequences, if it was frozen and this process did it
 
 
 def members_of(config: TrainConfig, data: Dataset, folds: int) -> list[Member]:
@@ -69,11 +76,17 @@ def members_of(config: TrainConfig, data: Dataset, folds: int) -> list[Member]:
         return [Member(name=f"seed-{n}", config=replace(config, seed=n), data=data) for n in numbers]
     places = [place for place, r in enumerate(data.records) if r.is_labeled and r.split == "train"]
     stratify = data.level == "sequence" and len(data.targets) == 1 and task[data.kind].reads == "name"
-    fold = dict(zip(places, folds_of([data.records[p] for p in places], folds, stratify, config.seed), strict=True))
+    dealt = folds_of([data.records[p] for p in places], folds, stratify, config.seed) if not data.held else []
+    held = {place: {number} for place, number in zip(places, dealt, strict=False)}
+    held = held or {place: set(data.held[data.records[place].sequence]) for place in places}
     members = []
     for number in range(folds):
-        split = {place: "valid" if found == number else "train" for place, found in fold.items()}
-        records = tuple(replace(r, split=split[p]) if p in split else r for p, r in enumerate(data.records))
+        split = {place: "valid" if number in found else "train" for place, found in held.items()}
+        records = [replace(r, split=split[p]) if p in split else r for p, r in enumerate(data.records)]
+        given = any(r.split == "calibration" for r in records) or all(
+            task[t.kind].reads == "names" or t.kind == "mlm" for t in data.targets
+        )
+        records = tuple(with_calibration(records, config, seed=config.seed + number, given=given)[0])
         members.append(Member(name=f"fold-{number}", config=config, data=replace(data, records=records)))
     return members
 
@@ -96,17 +109,33 @@ def train_members(
         journal.agree("encoder's SHA-256", encoder_digest(origin.encoder))
         config = decided(config, data, origin, watch)
         members = members_of(config, data, folds)
-        others = also(config) if also else []
         fitted_task = fit_task(data, config.task)
         if fitted_task.compares and config.global_batch_size == 1:
             raise ValueError("the loss compares the sequences of a step, but --global-batch-size is 1: take 2 or more.")
-        every, is_main = fitted_members(config, [*members, *others], origin, fitted_task, journal, watch, log_folder)
+        torch.manual_seed(config.seed)
+        # Says what is wrong, and what is new; then it is known what training it will take.
+        first = compose(members[0].config, members[0].data, origin, fitted_task, watch)
+        config, gives_back = provided(first, config, data, journal, watch)
+        del first
+        members = members_of(config, data, folds)
+        others = also(config) if also else []
+        features: Kept = {}
+        every, is_main = fitted_members(
+            config, [*members, *others], origin, fitted_task, journal, watch, log_folder, kept=features,
+            gives_back=gives_back,
+        )  # fmt: skip
         fitted = every[: len(members)]
         predictors = [
             _assembled(member, origin, fitted_task, found) for member, found in zip(members, fitted, strict=True)
         ]
     common = predictors[0].task
-    answers = torch.stack([common.translated(f.outputs, p.task) for f, p in zip(fitted, predictors, strict=True)])
+    draws = torch.stack(
+        [
+            torch.stack([common.translated(draw, p.task) for draw in f.outputs])
+            for f, p in zip(fitted, predictors, strict=True)
+        ]
+    )
+    answers = torch.stack([common.average(own) for own in draws])
     collapsed = _collapsed(members, fitted, fitted_task) if config.seeds > 1 else []
     for name in collapsed:
         watch(Notice(f"COLLAPSED: {name} learned nothing that the other seeds did, and is left out of the predictor."))
@@ -123,17 +152,20 @@ def train_members(
         fitted=fitted,
         others=list(zip(others, every[len(members) :], strict=True)),
         collapsed=collapsed,
+        draws=draws,
         answers=answers,
         outputs=outputs,
         task=common,
         by_fold=folds > 1,
         is_main=is_main,
+        origin=origin,
+        kept=features,
     )
 
 
 def fitted_members(
     config: TrainConfig, members: Sequence[Member], origin: Origin, fitted_task: Task, journal: Journal,
-    watch: Watcher, log_folder: Path | None = None, kept: Kept | None = None,
+    watch: Watcher, log_folder: Path | None = None, *, kept: Kept, gives_back: bool = False,
 ) -> tuple[list[Fitted], bool]:  # fmt: skip
     """Train members, and say whether this process is the one that writes files; `kept` has and gets their features.
 
@@ -141,21 +173,23 @@ def fitted_members(
         ValueError: for parts or options that cannot be had or do not fit the data.
         Terminated: when the process was asked to stop.
     """
-    torch.manual_seed(config.seed)
-    compose(members[0].config, members[0].data, origin, fitted_task, watch)  # says what is wrong, and what is new
-    work = partial(_train, members=members, origin=origin, fitted_task=fitted_task, journal=journal, kept=kept)
+    work = partial(
+        _train, members=members, origin=origin, fitted_task=fitted_task, journal=journal, kept=kept,
+        gives_back=gives_back,
+    )  # fmt: skip
     entries, is_main = launched(config, work, watch, log_folder)
     return [Fitted.of(entry) for entry in entries], is_main
 
 
 def _train(
     fabric: Fabric, *, members: Sequence[Member], origin: Origin, fitted_task: Task, journal: Journal, watch: Watcher,
-    kept: Kept | None = None,
+    kept: Kept, gives_back: bool,
 ) -> list[Entry]:  # fmt: skip
     """Train the members one after the other, in this process among others."""
+    if gives_back:
+        give_back_at_once()
     if fabric.world_size > 1:
         origin = copy.deepcopy(origin)  # what comes to a process lies in memory that all share
-    kept = {} if kept is None else kept
     entries = []
     with torch.random.fork_rng(devices=[]), asked_to_stop() as stop:
         for number, member in enumerate(members, start=1):
@@ -211,12 +245,14 @@ def _assembled(member: Member, origin: Origin, fitted_task: Task, fitted: Fitted
     torch.manual_seed(member.config.seed)
     predictor = compose(member.config, member.data, origin, fitted_task, silent)
     predictor.load_state_dict(fitted.weights, strict=False)
+    predictor.references = References.from_tensors(fitted.references)
     return predictor.with_task(task.load(fitted.task)).eval()
 
 
 def _last(predictor: Predictor, fitted: Fitted) -> Predictor:
-    """The same predictor with the weights after the last step."""
-    last = copy.deepcopy(predictor)
+    """The same predictor with the weights after the last step; what did not move is in memory once."""
+    last = copy.deepcopy(predictor, {id(w): w for w in predictor.parameters() if not w.requires_grad})
+    last.references = None  # they are what the best weights make of the training sequences
     last.load_state_dict(fitted.last, strict=False)
     return last
 
@@ -225,7 +261,7 @@ def _out_of_fold(members: Sequence[Member], answers: Tensor, outputs: Tensor) ->
     """For each point the answer of the member that did not learn from it; for test points that of all."""
     outputs = outputs.clone()
     for number, member in enumerate(members):
-        held_out = [r.split == "valid" for r in member.data.of(None) for _ in r.labels]
+        held_out = [r.split in ("valid", "calibration") for r in member.data.of(None) for _ in r.labels]
         outputs[torch.tensor(held_out)] = answers[number][torch.tensor(held_out)]
     return outputs
 
@@ -276,11 +312,19 @@ def summary(trained: Trained) -> dict[str, Any]:
     return result
 
 
-def scores_of(task: Task, outputs: Tensor, data: Dataset, split: str) -> Scores:
-    """The scores of the labeled points of a split; none where it has none."""
+def scores_of(
+    task: Task, outputs: Tensor, data: Dataset, split: str, *, within: Sequence[bool] | None = None
+) -> Scores:
+    """The scores of the labeled points of a split, or of those of its records that are `within`; none without any."""
     records = data.of(None)
-    chosen = [r.split == split for r in records for _ in r.labels]
-    masks = Masking(selected=task.masked) if isinstance(task, MLM) else None
-    shown = guessed([label for r in records for label in r.labels], [r.sequence for r in records], masks)
-    labels = [label for label, is_in in zip(shown, chosen, strict=True) if is_in]
+    counted = [True] * len(records) if within is None else within
+    chosen = [r.split == split and is_in for r, is_in in zip(records, counted, strict=True) for _ in r.labels]
+    labels = [label for label, is_in in zip(shown_labels(task, data), chosen, strict=True) if is_in]
     return task.scores(outputs[torch.tensor(chosen)], labels) if labels else {}
+
+
+def shown_labels(task: Task, data: Dataset) -> list[Label]:
+    """The labels of all labeled records, of which a language model is judged by those that it must guess alone."""
+    records = data.of(None)
+    masks = Masking(selected=task.masked) if isinstance(task, MLM) else None
+    return guessed([label for r in records for label in r.labels], [r.sequence for r in records], masks)

@@ -14,6 +14,7 @@ from esmtune.classes import GAMMA, LEAST_SHARE, ClassWeights, balanced, check_op
 from esmtune.kinds import Task, Total, task, weighed
 from esmtune.metrics import Scores, multilabel_scores
 from esmtune.records import Label, Marks
+from esmtune.resamples import Counts, Resampled, multilabel_resampled
 
 
 @task("multilabel")
@@ -118,6 +119,11 @@ class Multilabel(Task):
     def scores(self, outputs: Float[Tensor, "points classes"], labels: Sequence[Label]) -> Scores:
         """Scores over all points and classes of which it is known whether they hold; weights do not matter."""
         return multilabel_scores(_marked(labels, self.classes), outputs.double().sigmoid().numpy(force=True))
+
+    def resampled(self, outputs: Float[Tensor, "points classes"], labels: Sequence[Label], counts: Counts) -> Resampled:
+        """The same of resamples."""
+        said = outputs.double().sigmoid().numpy(force=True)
+        return multilabel_resampled(_marked(labels, self.classes), said, counts)
 
     def baseline(self, count: int) -> Float[Tensor, "points classes"]:
         """The shares of the training labels as probabilities."""

@@ -14,6 +14,7 @@ from esmtune.kinds import Total, task, weighed
 from esmtune.labels import as_number
 from esmtune.metrics import Scores, ordinal_scores
 from esmtune.records import Label
+from esmtune.resamples import Counts, Resampled, ordinal_resampled
 
 
 @task("ordinal")
@@ -100,3 +101,11 @@ class Ordinal(Named):
         found = self._probabilities(known)
         mean = found @ torch.arange(len(self.classes), dtype=torch.float64)
         return ordinal_scores(truth, self.chosen(found).numpy(), mean.numpy(), grades=len(self.classes))
+
+    def resampled(self, outputs: Float[Tensor, "points outputs"], labels: Sequence[Label], counts: Counts) -> Resampled:
+        """The same of resamples."""
+        truth, known = self._known(outputs, labels)
+        found = self._probabilities(known)
+        mean = found @ torch.arange(len(self.classes), dtype=torch.float64)
+        drawn = counts[self.targets(labels)[:, 0].isfinite().numpy()]
+        return ordinal_resampled(truth, self.chosen(found).numpy(), mean.numpy(), drawn)

@@ -146,19 +146,19 @@ def uniform(seed: Int[Tensor, "points 1"], counter: Int[Tensor, "#points dim"]) 
     https://doi.org/10.1145/2660193.2660195), and are the same on every device.
     """
     x = mix(seed) + counter * -0x61C8864680B583EB
-    return (mix(x) >> 40).bitwise_and(0xFFFFFF) / 0x1000000
+    return _shifted(mix(x), 40) / 0x1000000
 
 
 def mix(x: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     """Scramble the bits of 64-bit integers; no two give the same, and zero stays zero."""
-    x = (x ^ _shifted(x, 30)) * -0x40A7B892E31B1A47
-    x = (x ^ _shifted(x, 27)) * -0x6B2FB644ECCEEE15
-    return x ^ _shifted(x, 31)
+    x = _shifted(x, 30).bitwise_xor_(x).mul_(-0x40A7B892E31B1A47)
+    x = _shifted(x, 27).bitwise_xor_(x).mul_(-0x6B2FB644ECCEEE15)
+    return _shifted(x, 31).bitwise_xor_(x)
 
 
 def _shifted(x: Int[Tensor, "*shape"], bits: int) -> Int[Tensor, "*shape"]:
     """Shift right as an unsigned number; torch's own shift keeps the sign."""
-    return (x >> bits).bitwise_and((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def float32_at_least(x: Tensor) -> Tensor:

@@ -10,12 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esmtune.alphabet import clean
+from esmtune.applicability import References
+from esmtune.calibration import Calibration
 from esmtune.config import TOKENS_PER_BATCH, Precision
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2Config
 from esmtune.events import Watcher, silent
 from esmtune.masking import Masking
 from esmtune.records import Level, Target
+from esmtune.scaling import Scaling
 from esmtune.tasks import Task
 
 
@@ -33,6 +36,7 @@ class Spec:
     targets: tuple[Target, ...]
     max_length: int | None
     trained_on: Mapping[str, Any]
+    dropout_samples: int = 0  # draws of the head's dropout that predict together
 
 
 class Predicting(ABC):
@@ -41,6 +45,9 @@ class Predicting(ABC):
     spec: Spec
     task: Task
     precision: Precision  # of the encoder's matrix products
+    calibration: tuple[Calibration, ...] = ()  # of each target that has any
+    scalings: tuple[Scaling, ...] = ()  # of each target whose probabilities are mended
+    references: References | None = None  # what it was trained on looks like
     masks: Masking | None  # what a language model does not see of what it learns from; None for every other task
 
     @property
@@ -65,6 +72,12 @@ class Predicting(ABC):
 
         With `hide`, a language model does not see the residues that it must guess.
         """
+
+    @abstractmethod
+    def vectors(
+        self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent
+    ) -> Float[Tensor, "sequences dim"]:
+        """What the (first member's) head sees of each clean sequence, standardized; of residues the mean."""
 
     def outputs(
         self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent

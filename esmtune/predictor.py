@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from esmtune.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
 from esmtune.adapter_files import load_adapter
 from esmtune.adapters import adapter_weights, is_adapted, merge
+from esmtune.applicability import vectors_of
 from esmtune.batching import Budget, by_length, halving
 from esmtune.config import TOKENS_PER_BATCH, Precision
 from esmtune.devices import evaluating, products
@@ -29,11 +30,14 @@ from esmtune.folders import (
     GOLDEN,
     GOLDEN_TOLERANCE,
     WEIGHTS,
+    calibrations,
     check_digest,
     check_needs,
+    checked_references,
     parsed,
     predictor_folder,
     read_predictor_json,
+    saved_scalings,
     saved_weights,
     write_predictor,
 )
@@ -42,6 +46,8 @@ from esmtune.masking import Masking, masked
 from esmtune.pooling import Pooled
 from esmtune.predicting import Predicting, Spec, concatenated
 from esmtune.records import Level
+from esmtune.sampling import drawn
+from esmtune.scaling import scaled
 from esmtune.tasks import MLM, Task, task
 
 
@@ -121,6 +127,17 @@ class Predictor(nn.Module, Predicting):
         return self.head.level
 
     @property
+    def draws(self) -> int:
+        """How many draws of the head's dropout answer: one, without dropout, unless more were asked for."""
+        return max(1, self.spec.dropout_samples)
+
+    def said(self, x: Tokens | Pooled, sequences: Sequence[str]) -> list[Float[Tensor, "points outputs"]]:
+        """Outputs in evaluation mode, of each draw of the dropout if there are any."""
+        if not self.spec.dropout_samples:
+            return [self(x)]
+        return drawn(self.head, self.pooled(x) if isinstance(x, Tokens) else x, sequences, self.draws)
+
+    @property
     def is_adapted(self) -> bool:
         """Whether the encoder carries adapters, such as LoRA's."""
         return is_adapted(self.encoder)
@@ -138,16 +155,43 @@ class Predictor(nn.Module, Predicting):
         tokens_per_batch: int = TOKENS_PER_BATCH,
         watch: Watcher = silent,
     ) -> Float[Tensor, "members points outputs"]:
-        """What the head gives for clean sequences, in their order, on the CPU; one predictor is one member."""
-        return answers_of([self], sequences, hide=hide, tokens_per_batch=tokens_per_batch, watch=watch)
+        """What the head gives for clean sequences, in their order, on the CPU; each draw of dropout is one member."""
+        found = answers_of([self], sequences, hide=hide, tokens_per_batch=tokens_per_batch, watch=watch)
+        return scaled(self.task, [target.name for target in self.spec.targets], found, self.scalings)
 
-    def save(self, folder: str | os.PathLike[str], *, self_contained: bool = False) -> None:
-        """Write `predictor.json` and `weights.safetensors`, whole or not at all.
+    @torch.inference_mode()
+    def vectors(
+        self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent
+    ) -> Float[Tensor, "sequences dim"]:
+        """What the head sees of each clean sequence, standardized, on the CPU; of residues the mean."""
+        rows: list[Tensor] = [torch.empty(0)] * len(sequences)
+        lengths = [len(sequence) for sequence in sequences]
+
+        def compute(batch: Sequence[int]) -> Tensor:
+            tokens = Tokens.of([sequences[i] for i in batch], torch.tensor(batch)).to(self.device)
+            pooled = self.pooled(tokens)
+            return vectors_of(replace(pooled, features=self.head.standardize(pooled.features))).cpu()
+
+        done = 0
+        with evaluating(self):
+            for batch in by_length(range(len(sequences)), lengths, Budget(tokens=tokens_per_batch)):
+                for part, found in halving(batch, compute):
+                    for index, vector in zip(part, found, strict=True):
+                        rows[index] = vector[None]
+                done += len(batch)
+                watch(Progress("measuring", done, len(sequences), "sequences"))
+        return concatenated(rows, self.features_dim)
+
+    def save(self, folder: str | os.PathLike[str], *, self_contained: bool = False, references: bool = True) -> None:
+        """Write `predictor.json`, `weights.safetensors` and `references.safetensors`, whole or not at all.
 
         What the encoder shares with `spec.encoder` is not written, unless `self_contained`.
         """
         outputs = self._golden(GOLDEN).split(self.points(GOLDEN))
-        write_predictor(Path(folder), self.spec, self.task, self.encoder, self._weights(self_contained), outputs)
+        write_predictor(
+            Path(folder), self.spec, self.task, self.encoder, self._weights(self_contained), outputs, self.calibration,
+            self.scalings, self.references if references else None,
+        )  # fmt: skip
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, encoder: str | None = None, verify: bool = False) -> "Predictor":
@@ -170,6 +214,7 @@ class Predictor(nn.Module, Predicting):
         check_needs(content, folder)
         try:
             spec, digests, golden = parsed(content)
+            calibration, scalings = calibrations(content), saved_scalings(content)
             moved, weights = saved_weights(folder, digests["sha256"])
             with torch.random.fork_rng(devices=[]):  # a head is drawn before it is loaded
                 predictor = cls(spec, _encoder_for(spec, moved, encoder, folder), moved)
@@ -179,10 +224,13 @@ class Predictor(nn.Module, Predicting):
         for name in wanted.keys() | weights.keys():
             if name not in weights or name not in wanted or weights[name].shape != wanted[name].shape:
                 raise ValueError(f"{folder / WEIGHTS}: weight {name!r} is missing, unknown or of the wrong shape.")
-        predictor.load_state_dict(weights, strict=False)
+        weights = {name: weight.to(wanted[name].dtype) for name, weight in weights.items()}
+        predictor.load_state_dict(weights, strict=False, assign=True)  # to copy them would take twice the memory
         if "adapter_sha256" in digests:
             check_digest(folder / ADAPTER / ADAPTER_WEIGHTS, digests["adapter_sha256"])
             load_adapter(predictor.encoder, folder / ADAPTER)
+        predictor.calibration, predictor.scalings = calibration, scalings
+        predictor.references = checked_references(folder, digests)
         predictor.eval()
         if verify:
             predictor._verify(golden, folder)
@@ -250,14 +298,20 @@ def answers_of(
 ) -> Float[Tensor, "members points outputs"]:
     """What the heads of predictors that share an encoder give for clean sequences, each of which passes it once."""
     first = members[0]
-    rows: list[list[Tensor]] = [[torch.empty(0)] * len(sequences) for _ in members]
+    rows: list[list[Tensor]] = [[torch.empty(0)] * len(sequences) for member in members for _ in range(member.draws)]
     lengths = [len(sequence) for sequence in sequences]
     done = 0
 
     def compute(batch: Sequence[int]) -> list[Tensor]:
         tokens = Tokens.of([sequences[i] for i in batch], torch.tensor(batch)).to(first.device)
         seen = first.seen(masked(tokens, first.masks)[0] if hide and first.masks else tokens)
-        return [member.head(seen).float().cpu() for member in members]
+        own = [sequences[i] for i in batch]
+        said = [member.head.pool(seen) if member.spec.dropout_samples else seen for member in members]
+        return [
+            outputs.float().cpu()
+            for member, x in zip(members, said, strict=True)
+            for outputs in (member.said(x, own) if isinstance(x, Pooled) else [member.head(x)])
+        ]
 
     with ExitStack() as stack:
         for member in members:

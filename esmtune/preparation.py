@@ -44,7 +44,7 @@ def set_up(
         task = predictor.task
         seen = inputs(train)
         head.solve(seen, lambda outputs, of: task.loss(outputs, targets[rows[of]], weights[rows[of]]), config.seed)
-    optimizer = torch.optim.AdamW(parameter_groups(predictor, config))
+    optimizer = torch.optim.AdamW(parameter_groups(predictor, config), fused=fabric.device.type in ("cpu", "cuda"))
     return fabric.setup(Network(predictor), optimizer)
 
 

@@ -1,12 +1,14 @@
 """A labeled sequence, and many of them; a table as its file has it; a row that cannot be used."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import polars as pl
 
-Split = Literal["train", "valid", "test"]
+Split = Literal["train", "valid", "calibration", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+HELD_OUT = SPLITS[1:]
 Level = Literal["sequence", "residue"]
 Form = Literal["one", "columns", "letters", "separated", "list"]  # how labels are written
 
@@ -137,6 +139,7 @@ class Dataset:
     sha256: str  # of the files that were read, in order
     notices: tuple[str, ...]
     problems: tuple[Problem, ...]  # of rows that were left out because the user said so
+    held: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # training sequence to the folds that hold it out
 
     @property
     def kind(self) -> str:

@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from esmtune.distributions import Distribution, distribution
 from esmtune.kinds import Task, Total, task, weighed
 from esmtune.losses import check_errors, check_loss, ranking
 from esmtune.losses import loss as losses
 from esmtune.metrics import Scores, regression_scores
 from esmtune.records import Censored, Label
+from esmtune.resamples import Counts, Resampled, regression_resampled
 
 
 @task("regression")
@@ -46,12 +48,13 @@ class Regression(Task):
     def fit(cls, labels: Sequence[Label], *, loss: str = "squared") -> "Regression":
         """Take center and spread from the labels that are known, of a bound the number in it.
 
-        `loss` is squared, absolute or huber, or pairwise or listwise, which learn the order alone.
+        `loss` is squared, absolute or huber; gaussian or quantile, which also learn how far off a prediction may be;
+        or pairwise or listwise, which learn the order alone.
 
         Raises:
             ValueError: for a loss that does not exist, no label, or labels that have no finite spread.
         """
-        check_loss(loss, losses, ranking)
+        check_loss(loss, losses, ranking, distribution)
         values, _ = _values(labels)
         known = values[~np.isnan(values)]
         if not len(known):
@@ -64,8 +67,13 @@ class Regression(Task):
 
     @property
     def num_outputs(self) -> int:
-        """One number."""
-        return 1
+        """One number, or as many as its loss learns."""
+        return 1 if self.distribution is None else self.distribution.width
+
+    @property
+    def distribution(self) -> Distribution | None:
+        """What several outputs mean, if the loss learns how far off a prediction may be."""
+        return distribution[self.loss_name]() if self.loss_name in distribution else None
 
     @property
     def compares(self) -> bool:
@@ -79,7 +87,7 @@ class Regression(Task):
 
     def loss(
         self,
-        outputs: Float[Tensor, "*points 1"],
+        outputs: Float[Tensor, "*points outputs"],
         targets: Float[Tensor, "*points 2"],
         weights: Float[Tensor, "*points"] | None = None,
     ) -> Total:
@@ -94,6 +102,10 @@ class Regression(Task):
             is_known = is_known & (weights > 0)
         x, (value, side) = outputs[..., 0][is_known], targets[is_known].unbind(-1)
         weight = None if weights is None else weights[is_known].to(x.dtype)
+        if self.distribution is not None:
+            errors = self.distribution.errors(outputs[is_known], value.to(x.dtype), side.to(x.dtype))
+            check_errors(errors, x, self.loss_name)
+            return Total(weighed(errors, weight), count)
         if self.compares:
             return Total(self._disorder(x, value, side, torch.ones_like(x) if weight is None else weight), count)
         value, side = value.to(x.dtype), side.to(x.dtype)
@@ -111,11 +123,15 @@ class Regression(Task):
         highest = torch.where(side < 0, value.nextafter(-infinity), torch.where(side > 0, infinity, value))
         return ranking[self.loss_name](x, lowest, highest, weight) * weight.sum()
 
-    def predict(self, outputs: Float[Tensor, "points 1"]) -> list[Label]:
+    def predict(self, outputs: Float[Tensor, "points outputs"]) -> list[Label]:
         """Numbers in the label's unit."""
-        return (outputs[:, 0].double() * self.spread + self.center).tolist()
+        return (self._middle(outputs) * self.spread + self.center).tolist()
 
-    def scores(self, outputs: Float[Tensor, "points 1"], labels: Sequence[Label]) -> Scores:
+    def _middle(self, outputs: Float[Tensor, "*points outputs"]) -> Float[Tensor, "*points"]:
+        """What is predicted, in standard deviations of the training labels."""
+        return outputs[..., 0].double() if self.distribution is None else self.distribution.center(outputs.double())
+
+    def scores(self, outputs: Float[Tensor, "points outputs"], labels: Sequence[Label]) -> Scores:
         """Correlations and errors, in the label's unit, over labels that are no bounds; weights do not matter."""
         values, sides = _values(labels)
         is_exact = sides == 0
@@ -123,22 +139,55 @@ class Regression(Task):
         scores = regression_scores(values[is_exact], predictions)
         return scores if self.has_unit else scores | dict.fromkeys(("r2", "rmse", "mae"))
 
-    def baseline(self, count: int) -> Float[Tensor, "points 1"]:
+    def resampled(self, outputs: Float[Tensor, "points outputs"], labels: Sequence[Label], counts: Counts) -> Resampled:
+        """The same of resamples."""
+        values, sides = _values(labels)
+        is_exact = sides == 0
+        predictions = np.array(self.predict(outputs), dtype=np.float64)[is_exact]
+        found = regression_resampled(values[is_exact], predictions, counts[is_exact])
+        unknown = np.full(counts.shape[1], np.nan)
+        return found if self.has_unit else found | dict.fromkeys(("r2", "rmse", "mae"), unknown)
+
+    def baseline(self, count: int) -> Float[Tensor, "points outputs"]:
         """The mean of the training labels."""
-        return torch.zeros(count, 1)
+        return torch.zeros(count, self.num_outputs)
 
-    def disagreement(self, members: Float[Tensor, "members points 1"]) -> list[float]:
+    def average(self, members: Float[Tensor, "members points outputs"]) -> Float[Tensor, "points outputs"]:
+        """The mean of what the members say."""
+        if self.distribution is None or len(members) == 1:
+            return super().average(members)
+        return self.distribution.average(members)
+
+    def disagreement(self, members: Float[Tensor, "members points outputs"]) -> list[float]:
         """The standard deviation of what the members say, in the label's unit."""
-        return (members[..., 0].double().std(0, correction=0) * self.spread).tolist()
+        return (self._middle(members).std(0, correction=0) * self.spread).tolist()
 
-    def translated(self, outputs: Float[Tensor, "points 1"], other: Task) -> Float[Tensor, "points 1"]:
+    def doubt(self, members: Float[Tensor, "members points outputs"]) -> list[float] | None:
+        """How far off a prediction may be, in the label's unit: what is learned of it, and how far members are apart.
+
+        Both are variances, and add up (Lakshminarayanan et al. 2017, https://doi.org/10.48550/arXiv.1612.01474).
+        """
+        if self.distribution is None:
+            return super().doubt(members)
+        own = self.distribution.spread(members.double()).square().mean(0)
+        return ((own + self._middle(members).var(0, correction=0)).sqrt() * self.spread).tolist()
+
+    def quantiles(self, outputs: Float[Tensor, "points outputs"]) -> Float[Tensor, "points quantiles"] | None:
+        """The quantiles that were learned, in the label's unit and their order, if any were."""
+        found = None if self.distribution is None else self.distribution.quantiles(outputs.double())
+        return None if found is None else found * self.spread + self.center
+
+    def translated(self, outputs: Float[Tensor, "points outputs"], other: Task) -> Float[Tensor, "points outputs"]:
         """Outputs standardized otherwise, as after a ranking loss each member's are, in this task's own standard."""
         assert isinstance(other, Regression)
         if (other.center, other.spread) == (self.center, self.spread):
             return outputs
-        return ((outputs.double() * other.spread + other.center - self.center) / self.spread).to(outputs.dtype)
+        shift, scale = (other.center - self.center) / self.spread, other.spread / self.spread
+        if self.distribution is not None:
+            return self.distribution.moved(outputs.double(), shift, scale).to(outputs.dtype)
+        return (outputs.double() * scale + shift).to(outputs.dtype)
 
-    def finished(self, outputs: Float[Tensor, "points 1"], labels: Sequence[Label]) -> "Regression":
+    def finished(self, outputs: Float[Tensor, "points outputs"], labels: Sequence[Label]) -> "Regression":
         """After a ranking loss, take center and spread from the least-squares line from outputs to labels.
 
         Where that line does not rise, outputs have not learned the order, and nothing gives them a unit.

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 PENALTIES = tuple(10.0**power for power in range(6, -4, -1))  # in units of squared errors of single points
+CLOSE = tuple(10.0 ** (power / 2) for power in range(12, -7, -1))  # the same where each costs next to nothing
 FOLDS = 5
 STEPS = 60  # of L-BFGS at most; squared errors need about three
 
@@ -38,21 +39,61 @@ def solve(
     >>> round(weight.item(), 1), round(bias.item(), 1)
     (3.0, 1.0)
     """
-    x = features.double()
+    x, axes, sizes = own_axes(features.double())
+    weight, bias, penalty = solve_in_axes(x, sizes, groups, num_outputs, loss, seed=seed)
+    return weight @ axes, bias, penalty
+
+
+def own_axes(
+    x: Float[Tensor, "points dim"],
+) -> tuple[Float[Tensor, "points axes"], Float[Tensor, "axes dim"], Float[Tensor, "axes"]]:
+    """Data in their own axes, of which few data have few; the axes; and how large the data are along each."""
     _, sizes, axes = torch.linalg.svd(x, full_matrices=False)
     there = sizes > sizes.max() * 1e-10
-    x, axes, sizes = x @ axes[there].T, axes[there], sizes[there]  # in the data's own axes, of which few data have few
+    return x @ axes[there].T, axes[there], sizes[there]
+
+
+def solve_in_axes(
+    x: Float[Tensor, "points axes"], sizes: Float[Tensor, "axes"], groups: Sequence[int], num_outputs: int, loss: Loss,
+    *, seed: int, held_out: int = FOLDS,
+) -> tuple[Float[Tensor, "outputs axes"], Float[Tensor, "outputs"], float]:  # fmt: skip
+    """Do the same in the data's own axes; of the folds so many are held out, each in turn."""
     fold = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)) % min(FOLDS, len(groups))
     fold = fold.repeat_interleave(torch.tensor(list(groups)))
     errors = torch.zeros(len(PENALTIES), dtype=torch.float64)
-    for number in range(int(fold.max()) + 1 if len(groups) > 1 else 0):
+    for number in range(min(held_out, int(fold.max()) + 1) if len(groups) > 1 else 0):
         inside, outside = (fold != number).nonzero()[:, 0], (fold == number).nonzero()[:, 0]
         with torch.no_grad():
             for place, (weight, bias) in enumerate(_path(x, inside, sizes, num_outputs, loss, PENALTIES)):
                 errors[place] += loss(x[outside] @ weight.T + bias, outside)[0]
     best = int(errors.argmin())
     weight, bias = _path(x, torch.arange(len(x)), sizes, num_outputs, loss, PENALTIES[: best + 1])[-1]
-    return weight @ axes, bias, PENALTIES[best]
+    return weight, bias, PENALTIES[best]
+
+
+def solve_squares(
+    x: Float[Tensor, "points axes"], sizes: Float[Tensor, "axes"], y: Float[Tensor, "points outputs"],
+    leverage: Float[Tensor, "points"],
+) -> tuple[Float[Tensor, "outputs axes"], float]:  # fmt: skip
+    """The same for squared errors, in closed form; the penalty is the one that predicts best each point left out.
+
+    `x`, in its own axes, and `y` are centered; `leverage` is the share of each point in the center that was taken.
+    Allen 1974, https://doi.org/10.1080/00401706.1974.10489157.
+
+    >>> x = torch.arange(6.0, dtype=torch.float64)[:, None] - 2.5
+    >>> weight, _ = solve_squares(x, x.norm(dim=0), 3 * x, torch.full((6,), 1 / 6))
+    >>> round(weight.item(), 1)
+    3.0
+    """
+    squares, products = x.square(), x.T @ y
+    found = []
+    for penalty in CLOSE:
+        shrunk = 1 / (sizes.square() + penalty)
+        weight = (products * shrunk[:, None]).T
+        free = (1 - leverage - squares @ shrunk).clamp(min=1e-12)
+        found.append((((y - x @ weight.T) / free[:, None]).square().sum().item(), weight, penalty))
+    _, weight, penalty = min(found, key=lambda each: each[0])
+    return weight, penalty
 
 
 def _path(

@@ -3,18 +3,23 @@
 import json
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
-from esmtune.config import Part, TrainConfig
+from esmtune.config import TrainConfig
 from esmtune.curation import Curated
+from esmtune.events import Watcher, silent
 from esmtune.labels import written
+from esmtune.memory import peak_memory
+from esmtune.nearness import Nearness, write_training
 from esmtune.records import Dataset, Label, Target
+from esmtune.split_files import split_table
 from esmtune.writers import whole_folder, write_json, write_table
 
 if TYPE_CHECKING:
@@ -37,6 +42,7 @@ class Run:
     config: TrainConfig
     last: "Predictor | None" = None  # with the weights after the last step, of a run of one member
     path: Path | None = None
+    training: tuple[str, ...] = ()  # the sequences that were trained on
 
     @property
     def diverged(self) -> bool:
@@ -49,8 +55,9 @@ def readings(
 ) -> pl.DataFrame:
     """What the answers of one or more members mean, a row a sequence, in the form of the labels.
 
-    Columns are `prediction` and, with `details`, `probability_CLASS` and, of several members, `spread`: the
-    standard deviation of what they say. Of several targets each column ends in the target's name.
+    Columns are `prediction` and, with `details`, `probability_CLASS` and `spread`, a standard deviation: of what
+    several members say, and what a loss learned of how far off a number may be. Of several
+    targets each column ends in the target's name.
     """
     columns: list[pl.Series] = []
     for target, (name, part, place) in zip(targets, task.parts(), strict=True):
@@ -70,7 +77,8 @@ def readings(
             plain = replace(plain, form="one" if plain.form == "columns" else plain.form)
             numbers = part.probabilities(outputs).items()
             found = [(f"probability{end}_{label}", values) for label, values in numbers]
-            found += [(f"spread{end}", part.disagreement(members))] if len(members) > 1 else []
+            doubt = part.doubt(members)
+            found += [(f"spread{end}", doubt)] if doubt is not None else []
             for column, values in found:
                 dtype = pl.Float32 if plain.form == "one" else _dtype(plain, "number")
                 columns.append(pl.Series(column, _cells(plain, values, counts), dtype=dtype))
@@ -91,10 +99,14 @@ def _dtype(target: Target, reads: str) -> Any:
     return pl.String
 
 
-def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
-    """Scores of validation and test records, beside what knows nothing but the training labels."""
+def metrics_of(
+    trained: "Trained", curated: Curated, config: TrainConfig, near: Nearness | None = None, watch: Watcher = silent
+) -> dict[str, Any]:
+    """Scores of validation and test records, beside what can be said without fine-tuning."""
+    dataset = curated.dataset
     from esmtune.composition import fit_task
     from esmtune.members import scores_of, summary
+    from esmtune.standards import beside_baselines, without_loss
 
     task, spec = trained.task, trained.predictor.spec
     first = trained.fitted[0]
@@ -108,8 +120,8 @@ def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig) -> dic
             "train": len(dataset.of("train")),
             "valid": len(dataset.of("train" if trained.by_fold else "valid")),
             "test": len(dataset.of("test")),
+            **({"calibration": kept} if (kept := _kept_for_calibration(trained, dataset)) else {}),
         },
-        "baselines": {},
     }
     if len(trained.members) == 1:
         metrics["best"] = {key: value for key, value in first.best.items() if key in ("step", "epoch", "metric")}
@@ -117,15 +129,13 @@ def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig) -> dic
     if diverged:
         metrics["diverged"] = diverged
     # Of this run's training labels: a task that went on from a saved predictor is in the unit of that one's.
-    ignorant = fit_task(dataset, _without_loss(config.task))
-    count = len(trained.outputs)
+    ignorant = fit_task(dataset, without_loss(config.task))
     # With folds every training record was held out once, and what its own member said of it is its validation.
+    metrics |= {"split": dict(curated.split)} | _by_nearness(trained, dataset, near)
     for split in ("valid", "test"):
-        asked = "train" if trained.by_fold and split == "valid" else split
-        scores = scores_of(task, trained.outputs, dataset, asked)
-        if scores:
-            metrics[split] = scores
-            metrics["baselines"][split] = scores_of(ignorant, ignorant.baseline(count), dataset, asked)
+        scores = scores_of(task, trained.outputs, dataset, "train" if trained.by_fold and split == "valid" else split)
+        metrics |= {split: scores} if scores else {}
+    metrics |= beside_baselines(trained, ignorant, dataset, watch)
     if len(trained.members) > 1:
         metrics |= summary(trained)
     if trained.others:
@@ -137,16 +147,34 @@ def metrics_of(trained: "Trained", dataset: Dataset, config: TrainConfig) -> dic
     return metrics
 
 
-def _without_loss(asked: Part | None) -> Part | None:
-    """Options of a task without those that say how it is trained, which the baseline is not."""
-    return None if asked is None else {k: v for k, v in asked.items() if k in ("name", "order", "masked")}
+def _by_nearness(trained: "Trained", dataset: Dataset, near: Nearness | None) -> dict[str, Any]:
+    """Test scores by identity to the nearest training sequence, and of variants by their mutations."""
+    from esmtune.members import scores_of
+
+    records = dataset.of(None)
+    chosen = np.array([r.split == "test" for r in records])
+    if near is None or not chosen.any():
+        return {}
+
+    def scores(within: np.ndarray) -> Mapping[str, float | None]:
+        return scores_of(trained.task, trained.outputs, dataset, "test", within=within.tolist())
+
+    identity, mutations = near.by_identity(chosen, scores), near.by_mutations(chosen, scores)
+    return {"by_identity": {"test": identity}} | ({"by_mutations": {"test": mutations}} if mutations else {})
 
 
-def predictions_of(trained: "Trained", dataset: Dataset) -> pl.DataFrame:
-    """Every labeled record: id, split, label and prediction, and of several members the spread."""
+def _kept_for_calibration(trained: "Trained", dataset: Dataset) -> int:
+    """How many records chose no weights; with folds each counts once."""
+    drawn = {r.where for member in trained.members for r in member.data.of("calibration")} if trained.by_fold else ()
+    return len(drawn) or len(dataset.of("calibration"))
+
+
+def predictions_of(trained: "Trained", dataset: Dataset, near: Nearness | None = None) -> pl.DataFrame:
+    """Every labeled record: id, split, label and prediction, of several members the spread, how near to training."""
     records = dataset.of(None)
     counts = [len(r.labels) for r in records]
     asked: dict[str, Any] = {"id": [r.id for r in records], "split": [r.split for r in records]}
+    asked["length"] = [len(r.sequence) for r in records]
     labels = [label for r in records for label in r.labels]
     for place, target in enumerate(dataset.targets):
         several = len(dataset.targets) > 1
@@ -160,11 +188,27 @@ def predictions_of(trained: "Trained", dataset: Dataset) -> pl.DataFrame:
         folds = [None] * len(records)
         for number, member in enumerate(trained.members):
             for place, record in enumerate(member.data.of(None)):
-                folds[place] = number if record.split == "valid" else folds[place]  # pyright: ignore[reportCallIssue, reportArgumentType]
+                folds[place] = number if record.split in ("valid", "calibration") else folds[place]  # pyright: ignore[reportCallIssue, reportArgumentType]
         frame = frame.with_columns(pl.Series("fold", folds, dtype=pl.Int64))
     else:
-        answers = trained.answers[kept]
-    return frame.hstack(readings(trained.task, dataset.targets, answers, counts, details=details))
+        answers = trained.draws[kept].flatten(0, 1)
+    frame = frame.hstack(readings(trained.task, dataset.targets, answers, counts, details=details))
+    frame = frame.hstack(_bounds_of_test(trained, dataset, counts))
+    if near is None:
+        return frame
+    return frame.with_columns(pl.Series("identity", near.identity).fill_nan(None).round(4))
+
+
+def _bounds_of_test(trained: "Trained", dataset: Dataset, counts: Sequence[int]) -> pl.DataFrame:
+    """The usual intervals or sets of test records, and nothing of the others; no columns where there are none."""
+    from esmtune.reliability import USUAL_LEVEL, bound_columns, is_possible, together
+
+    found = [c for c in trained.predictor.calibration if is_possible(c, USUAL_LEVEL)]
+    is_test = pl.Series([r.split == "test" for r in dataset.of(None)], dtype=pl.Boolean)
+    if not found or not is_test.any():
+        return pl.DataFrame()
+    bounds = bound_columns(trained.task, dataset.targets, found, together(trained), counts, USUAL_LEVEL)
+    return bounds.select(pl.when(is_test).then(pl.col(name)).alias(name) for name in bounds.columns)
 
 
 def resolved(config: TrainConfig, curated: Curated, spec: "Spec") -> TrainConfig:
@@ -181,7 +225,8 @@ def resolved(config: TrainConfig, curated: Curated, spec: "Spec") -> TrainConfig
         folds=curated.folds,
         sequence=columns.sequence,
         id=columns.id,
-        split=columns.split,
+        split=_whole_path(curated.split_asked) if curated.split_asked and not columns.split else columns.split,
+        identity=curated.identity if curated.split_asked == "identity" else config.identity,
         valid=str(Path(config.valid).resolve()) if config.valid else None,
         test=str(Path(config.test).resolve()) if config.test else None,
         task=task_options,
@@ -227,6 +272,8 @@ def write_run(run: Run, path: Path, data: Any, dataset: Dataset, *, logs: Path |
         write_json(run.metrics, folder / "metrics.json")
         write_json(_environment(run, dataset, seconds), folder / "environment.json")
         write_table(run.predictions, folder / "predictions.csv")
+        write_table(split_table(dataset.records, dataset.held), folder / "split.csv")
+        write_training(run.training, folder)
         run.predictor.save(folder / "predictor", self_contained=run.config.self_contained)
         if run.last is not None:
             run.last.save(folder / "last", self_contained=run.config.self_contained)
@@ -260,5 +307,6 @@ def _environment(run: Run, dataset: Dataset, seconds: float) -> dict[str, Any]:
         "encoder": run.predictor.spec.encoder.name,
         "encoder_sha256": run.predictor.spec.encoder.sha256,
         "seconds": round(seconds, 1),
+        **peak_memory(children=run.config.devices > 1).entries(),
         "notices": run.notices,
     }

@@ -16,6 +16,7 @@ from esmtune.curation import Curated, curate_training
 from esmtune.events import Notice, Watcher, silent
 from esmtune.fitting import configured
 from esmtune.runs import run_toml
+from esmtune.schemes import Scheme
 from esmtune.writers import check_out, whole_file, write_json
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ def search(
     keep = partial(_keep, path=path, data=data, curated=curated, config=config)
     try:
         chosen = choose(
-            config, curated.dataset, folds, limits=limits, budget=budget, jobs=jobs, nested=nested,
+            config, curated.dataset, folds, _scheme(config, curated), limits=limits, budget=budget, jobs=jobs,
+            nested=nested,
             file=None if path is None else path / FILE, identity=json.loads(json.dumps(identity)), keep=keep, watch=hear,
         )  # fmt: skip
     except ValueError:
@@ -186,9 +188,17 @@ def _says_valid(data: Any, config: TrainConfig, curated: Curated) -> bool:
     """Whether the data say which rows are for validation."""
     if config.valid is not None:
         return True
-    if curated.columns.split is None:
+    if curated.columns.split is None and curated.split.get("method") != "given":
         return False
     return bool(curate_training(data, replace(config, valid_fraction=0.0)).dataset.of("valid"))
+
+
+def _scheme(config: TrainConfig, curated: Curated) -> Scheme:
+    """How the rows were split, by which folds are dealt too."""
+    return Scheme(
+        method=str(curated.split.get("method", "random")), seed=config.seed, identity=curated.identity,
+        coverage=config.coverage, wild_type=config.wild_type,
+    )  # fmt: skip
 
 
 def _best_config(config: TrainConfig, curated: Curated, best: "Trial") -> TrainConfig:
@@ -199,7 +209,7 @@ def _best_config(config: TrainConfig, curated: Curated, best: "Trial") -> TrainC
     task = config.task or {}
     named = {**task, "name": dataset.kind} if dataset.kind != "multitask" else config.task
     return configured_by(
-        replace(config, target=columns.target, sequence=columns.sequence, id=columns.id, split=columns.split,
+        replace(config, target=columns.target, sequence=columns.sequence, id=columns.id, split=curated.split_asked,
                 mask=columns.mask, level=dataset.level, task=named),
         best.settings,
     )  # fmt: skip

@@ -120,7 +120,7 @@ def _possible(axis: Axis, tunings: Sequence[Any]) -> Axis:
 
 
 def fixed_by(config: TrainConfig) -> dict[str, Value]:
-    """The options that a configuration gives, by the names of axes; the options of a part alone are of the usual one."""
+    """The options that a configuration gives, by the names of axes; options of a part alone are of the usual one."""
     usual = TrainConfig()
     fixed: dict[str, Value] = {}
     for field in fields(TrainConfig):
@@ -142,9 +142,11 @@ def usual_settings(axes: Sequence[Axis], config: TrainConfig, kind: str) -> dict
     recipe = RECIPES[RECIPE_OF.get(str(own["tuning"]), "lora")]
     values: dict[str, Any] = {name: getattr(TrainConfig(), name) for name in (*OTHERS, "weight_decay")}
     values |= {**recipe, "layers": USUAL, **own}
-    for part, registry, name in (("head", head, own["head"]), ("tuning", tuning, own["tuning"]), ("task", task, kind)):
+    registries: tuple[tuple[str, Any], ...] = (("head", head), ("tuning", tuning), ("task", task))
+    for part, registry in registries:
+        name = str(kind if part == "task" else own[part])
         if name in registry:
-            values |= {f"{part}.{k}": p.default for k, p in registry.options(str(name)).items()}
+            values |= {f"{part}.{k}": p.default for k, p in registry.options(name).items()}
     return {
         axis.key: values[axis.name]
         for axis in axes

@@ -5,6 +5,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import numpy as np
+from jaxtyping import Float, Int
+
 from esmtune.records import Label, Marks, Record, Split
 
 
@@ -43,6 +46,37 @@ def folds_of(records: Sequence[Record], folds: int, stratify: bool, seed: int) -
     dealt = [s for sequences in _shuffled_strata(records, stratify, random.Random(seed)) for s in sequences]
     fold = {sequence: place % folds for place, sequence in enumerate(dealt)}
     return [fold[record.sequence] for record in records]
+
+
+def deal_groups(
+    group: Int[np.ndarray, "sequences"], strata: Int[np.ndarray, "sequences"], weights: Float[np.ndarray, "sequences"],
+    shares: Sequence[float], seed: int,
+) -> Int[np.ndarray, "sequences"]:  # fmt: skip
+    """The part of each sequence: groups stay whole, parts get their shares of the weight and of each stratum.
+
+    Greedy, the heaviest group first, each to where the sum of squared deviations from the shares, in units of what is
+    wanted, grows least. A stratum that is one group ends in the first part if that has the largest share.
+
+    >>> group = np.array([0, 0, 0, 1, 2, 2]); same = np.zeros(6, dtype=int)
+    >>> deal_groups(group, same, np.ones(6), (0.5, 0.5), 0).tolist() in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
+    True
+    """
+    count, kinds = int(group.max()) + 1, int(strata.max()) + 1
+    held = np.zeros((count, kinds + 1))  # the weight of each stratum in each group, then all of it
+    np.add.at(held, (group, strata), weights)
+    held[:, -1] = held[:, :-1].sum(axis=1)
+    dice = np.random.default_rng(seed)
+    order = dice.permutation(count)
+    order = order[np.argsort(-held[order, -1], kind="stable")]
+    parts = dice.permutation(len(shares)) if len(set(shares)) == 1 else np.arange(len(shares))
+    wanted = np.outer([shares[part] for part in parts.tolist()], held.sum(axis=0)) + 1e-9
+    filled, chosen = np.zeros_like(wanted), np.zeros(count, dtype=np.int64)
+    for place in order:
+        growth = ((2 * (filled - wanted) + held[place]) * held[place] / wanted).sum(axis=1)
+        best = int(growth.argmin())
+        filled[best] += held[place]
+        chosen[place] = parts[best]
+    return chosen[group]
 
 
 def _shuffled_strata(records: Sequence[Record], stratify: bool, order: random.Random) -> Iterable[list[str]]:

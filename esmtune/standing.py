@@ -18,15 +18,17 @@ class Fitted:
 
     weights: dict[str, Tensor]
     last: dict[str, Tensor]
-    outputs: Float[Tensor, "points outputs"]  # of the dataset's labeled records, in their order
+    outputs: Float[Tensor, "draws points outputs"]  # of the dataset's labeled records, in their order
     history: list[dict[str, Any]]
     best: dict[str, Any]
     diverged: dict[str, Any] | None  # step and ids at which numbers ceased to be finite
     task: dict[str, Any]  # the task as it came out of training
+    references: dict[str, Tensor]  # what the training sequences look like; empty if that is not kept
 
     def entry(self) -> Entry:
         """As a journal keeps it."""
         tensors = {f"weights/{n}": t for n, t in self.weights.items()} | {f"last/{n}": t for n, t in self.last.items()}
+        tensors |= {f"references/{n}": t for n, t in self.references.items()}
         facts = {"history": self.history, "best": self.best, "diverged": self.diverged, "task": self.task}
         return tensors | {"outputs": self.outputs}, facts
 
@@ -35,7 +37,8 @@ class Fitted:
         """What `entry` was made of."""
         tensors, facts = entry
         weights, last = _under(tensors, "weights/"), _under(tensors, "last/")
-        return cls(weights=weights, last=last, outputs=tensors["outputs"], **facts)
+        return cls(weights=weights, last=last, outputs=tensors["outputs"],
+                   references=_under(tensors, "references/"), **facts)  # fmt: skip
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from esmtune.space import Axis, Settings, Value
 from esmtune.trials import TENTHS, Answer, Outcome, State
@@ -32,7 +32,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class First:
-    """A trial that is not left to the sampler: its settings, and those of them, by key, that the sampler learns from."""
+    """A trial that is not left to the sampler: its settings, and those, by key, that the sampler learns from."""
 
     settings: Settings
     values: Mapping[str, Value]
@@ -52,14 +52,17 @@ class Stage:
 class Ledger:
     """The file in which everything stands that was tried; without a file, in memory."""
 
-    def __init__(self, file: Path | None, *, direction: str, seed: int):
+    def __init__(self, file: Path | None, *, direction: Literal["minimize", "maximize"], seed: int):
         import optuna
 
-        self.direction, self.seed = direction, seed
+        self.direction: Literal["minimize", "maximize"] = direction
+        self.seed = seed
         self.storage: Any = optuna.storages.InMemoryStorage()
         if file is not None:
             _mend(file)
-            backend = optuna.storages.journal.JournalFileBackend(str(file))
+            from optuna.storages.journal import JournalFileBackend
+
+            backend = JournalFileBackend(str(file))
             self.storage = optuna.storages.JournalStorage(backend)
 
     def study(self, name: str) -> Any:
@@ -239,4 +242,5 @@ def better_of(trials: Sequence[Trial], direction: str) -> Trial | None:
     done = [trial for trial in trials if trial.value is not None]
     if not done:
         return None
-    return (max if direction == "maximize" else min)(done, key=lambda trial: trial.value)  # pyright: ignore[reportArgumentType]
+    sign = 1 if direction == "maximize" else -1
+    return max(done, key=lambda trial: sign * (trial.value or 0.0))

@@ -1,15 +1,24 @@
 """Commands of the shell that look at data, devices and runs, and train nothing that is kept."""
 
+import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from rich.markup import escape
 from rich.table import Table
 
 import esmtune
-from esmtune.config import TrainConfig
-from esmtune.terminal import Bars, Overwrite, app, results
+from esmtune.config import Accelerator, TrainConfig
+from esmtune.terminal import Bars, Identifier, Overwrite, Sequence, Skip, app, messages, results
+
+if TYPE_CHECKING:
+    from esmtune.checking import Check, Quartiles
+    from esmtune.pages import Rows
+    from esmtune.planning import Plan
+
+Method = Literal["random", "stratified", "identity", "position", "mutations", "segment", "time"]  # methods.METHODS
 
 SHOWN_TRIALS = 10
 
@@ -45,6 +54,256 @@ def cache(
                 f"{entry.bytes / 2**20:,.1f}", day,
             )  # fmt: skip
         results.print(table)
+
+
+@app.command
+def doctor(*, accelerator: Annotated[Accelerator, Parameter(help="Only this one. [default: all]")] = "auto") -> None:
+    """Check that the devices here compute right numbers, and time them; exit code 1 if what would be used does not."""
+    with Bars() as bars:
+        found = esmtune.doctor(accelerator, watch=bars)
+    table = Table(box=None, pad_edge=False)
+    for column in ("where", "attention", "error", "forward", "backward", "verdict"):
+        table.add_column(column, justify="right" if column in ("forward", "backward") else "left", overflow="fold")
+    for each in found.findings:
+        forward, both = (f"{x:,.1f}" for x in each.microseconds) if each.microseconds else ("", "")
+        table.add_row(
+            f"{each.device} {each.precision}", f"auto: {each.takes}" if each.takes else each.way,
+            f"{max(each.errors.values()):.0e}" if each.errors else "", forward, both,
+            f"{each.verdict}: {each.why}" if each.why else each.verdict,
+        )  # fmt: skip
+    results.print(table)
+    results.print(
+        "Errors are shares of the largest value; times are of one layer's attention, in microseconds a residue."
+    )
+    used = f"{found.device} in {found.precision}"
+    if not found.is_healthy:
+        messages.print(
+            f"esmtune: {used}, which would be used, computes wrong numbers: do not use it.", style="red", soft_wrap=True
+        )
+        sys.exit(1)
+    results.print(f"Used unless asked otherwise: {used}, which passes.", soft_wrap=True)
+
+
+@app.command
+def check(
+    data: str,
+    *,
+    out: Annotated[Path | None, Parameter(help="Also write what is found to this .json file.")] = None,
+    overwrite: Overwrite = False,
+    target: Annotated[tuple[str, ...] | None, Parameter(help="The column, or columns, with the labels.")] = None,
+    sequence: Sequence = None,
+    id: Identifier = None,
+    split: Annotated[str | None, Parameter(help="The column that says train, valid or test.")] = None,
+    weight: Annotated[str | None, Parameter(help="A column that says how much each row counts.")] = None,
+    mask: Annotated[str | None, Parameter(help="The column that says which residues count.")] = None,
+    level: Annotated[
+        Literal["sequence", "residue"] | None, Parameter(help="Whether labels belong to sequences or to residues.")
+    ] = None,
+    task: Annotated[str | None, Parameter(name="--task.name", help="What the labels are, if not to be told.")] = None,
+    valid: Annotated[str | None, Parameter(help="A file with the validation rows.")] = None,
+    test: Annotated[str | None, Parameter(help="A file with the test rows.")] = None,
+    max_length: Annotated[int | None, Parameter(help="Cut sequences to their first so many residues.")] = None,
+    seed: Annotated[int, Parameter(help="Fixes the split, where one is drawn.")] = 0,
+    skip_bad_rows: Skip = False,
+) -> None:
+    """Look at a table before training: what it holds, and what is odd about it.
+
+    Exit code 1 where something stops a training. docs/data-checks.md explains every finding.
+    """
+    found = esmtune.check(
+        data, out=out, overwrite=overwrite, target=target, sequence=sequence, id=id, split=split, weight=weight,
+        mask=mask, level=level, task=task, valid=valid, test=test, max_length=max_length, seed=seed,
+        skip_bad_rows=skip_bad_rows,
+    )  # fmt: skip
+    _print_contents(found)
+    _print_findings(found)
+    if found.has_errors:
+        sys.exit(1)
+
+
+@app.command
+def report(
+    run: str,
+    *,
+    overwrite: Annotated[bool, Parameter(help="Write the model card anew, too.")] = False,
+) -> None:
+    """Make the report of a run anew: RUN/report.html, and the model card RUN/README.md if there is none."""
+    with Bars() as bars:
+        page = esmtune.report(run, overwrite=overwrite, watch=bars)
+    results.print(f"Report: {page}", soft_wrap=True, markup=False)
+
+
+@app.command
+def compare(
+    runs: Annotated[tuple[str, ...], Parameter(help="The folders of two runs or more.", negative="")],
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(help="Also write it to this .html or .json file.")] = None,
+    overwrite: Overwrite = False,
+    seed: Annotated[int, Parameter(help="Fixes the resamples.")] = 0,
+) -> None:
+    """Compare runs on the test records that they share: scores, and tests of each pair."""
+    from esmtune.comparing import pairs_tables, scores_rows
+
+    found = esmtune.compare(*runs, out=out, overwrite=overwrite, seed=seed)
+    for note in found.notes:
+        messages.print(note, soft_wrap=True, markup=False)
+    for target in found.scores:
+        _print_rows(scores_rows(found, target))
+    for rows in pairs_tables(found):
+        _print_rows(rows)
+    for pair in found.pairs:
+        results.print(pair.text, soft_wrap=True, markup=False)
+    if out is not None:
+        results.print(f"Comparison: {out}", soft_wrap=True, markup=False)
+
+
+def _print_rows(rows: "Rows") -> None:
+    table = Table(title=escape(rows.caption), title_justify="left", box=None, pad_edge=False)
+    for place, column in enumerate(rows.columns):
+        table.add_column(escape(column), justify="right" if place in rows.numbers else "left", overflow="fold")
+    for row in rows.rows:
+        table.add_row(*map(escape, row))
+    results.print(table)
+
+
+SHOWN_CLASSES = 20
+SHOWN_IDS = 10
+COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+def _print_contents(found: "Check") -> None:
+    splits = ", ".join(f"{count:,} {split}" for split, count in found.splits.items())
+    results.print(f"{found.source}: {found.rows:,} rows, {found.labeled:,} with a label ({splits})", soft_wrap=True,
+                  markup=False)  # fmt: skip
+    for text in found.notices:
+        results.print(text, soft_wrap=True, markup=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "count", "missing", "min", "25 %", "median", "75 %", "max"):
+        table.add_column(column, justify="right" if column else "left", overflow="fold")
+    table.add_row("length", *_five(found.lengths, 0, "{:,.0f}"))
+    for labels in found.labels:
+        if labels.classes is None:
+            table.add_row(escape(labels.target), *_five(labels.numbers, labels.missing, "{:.4g}"))
+    results.print(table)
+    results.print(f"{found.residues:,} residues in all")
+    for labels in found.labels:
+        if labels.classes is None:
+            continue
+        missing = f", {labels.missing:,} missing" if labels.missing else ""
+        results.print(f"{labels.target}: {labels.known:,} labels{missing}", soft_wrap=True, markup=False)
+        table = Table(box=None, pad_edge=False)
+        table.add_column("class", overflow="fold")
+        table.add_column("labels", justify="right")
+        table.add_column("share", justify="right")
+        for name, count in list(labels.classes.items())[:SHOWN_CLASSES]:
+            table.add_row(escape(name), f"{count:,}", f"{count / labels.known:.1%}")
+        results.print(table)
+        if len(labels.classes) > SHOWN_CLASSES:
+            results.print(f"and {len(labels.classes) - SHOWN_CLASSES:,} classes more")
+
+
+def _five(numbers: "Quartiles | None", missing: int, form: str) -> list[str]:
+    if numbers is None:
+        return ["0", f"{missing:,}", *["-"] * 5]
+    values = (numbers.minimum, numbers.quarter, numbers.median, numbers.three_quarters, numbers.maximum)
+    return [f"{numbers.count:,}", f"{missing:,}", *map(form.format, values)]
+
+
+def _print_findings(found: "Check") -> None:
+    if not found.findings:
+        results.print("Nothing odd was found.")
+    for finding in found.findings:
+        ids = f" Ids: {', '.join(finding.ids[:SHOWN_IDS])}" if finding.ids else ""
+        ids += ", …" if len(finding.ids) > SHOWN_IDS else "." * bool(ids)
+        color = COLORS[finding.severity]
+        results.print(f"[{color}]{finding.severity}[/] {finding.name}: {escape(finding.text + ids)}", soft_wrap=True)
+
+
+@app.command
+def split(
+    data: str,
+    *,
+    out: Annotated[Path, Parameter(help="A .csv, .tsv, .parquet or .jsonl file.")],
+    overwrite: Overwrite = False,
+    method: Annotated[
+        Method | None, Parameter(help="How. [default: identity if sequences are related, or random]")
+    ] = None,
+    target: Annotated[str | None, Parameter(help="The column with the labels, to deal them alike.")] = None,
+    sequence: Sequence = None,
+    identity: Annotated[float | None, Parameter(help="Sequences so alike are related. [default: 0.3]")] = None,
+    coverage: Annotated[float, Parameter(help="How much of the shorter one is alike then.")] = TrainConfig.coverage,
+    wild_type: Annotated[str | None, Parameter(help="What variants differ from. [default: told from them]")] = None,
+    mutations: Annotated[int | None, Parameter(help="Train on variants with at most so many.")] = None,
+    time: Annotated[str | None, Parameter(help="The column with the times, for --method time.")] = None,
+    valid_fraction: Annotated[float, Parameter(help="Of the rows.")] = TrainConfig.valid_fraction,
+    test_fraction: Annotated[float, Parameter(help="Of the rows.")] = TrainConfig.test_fraction,
+    folds: Annotated[int | None, Parameter(help="Instead of one split: a column fold_N for each.")] = None,
+    repeats: Annotated[int, Parameter(help="Deal the folds so many times anew.")] = 1,
+    seed: Annotated[int, Parameter(help="Of what is drawn.")] = 0,
+) -> None:
+    """Split a table into train, valid and test; all rows and columns come back, in order."""
+    with Bars() as bars:
+        frame = esmtune.split(
+            data, out=out, overwrite=overwrite, method=method, target=target, sequence=sequence, identity=identity,
+            coverage=coverage, wild_type=wild_type, mutations=mutations, time=time, valid_fraction=valid_fraction,
+            test_fraction=test_fraction, folds=folds, repeats=repeats, seed=seed, watch=bars,
+        )  # fmt: skip
+    results.print(f"Split: {out} ({frame.height:,} rows)", soft_wrap=True)
+
+
+@app.command
+def plan(
+    data: str,
+    *,
+    out: Annotated[Path | None, Parameter(help="Also write the plan to this .json file.")] = None,
+    overwrite: Overwrite = False,
+    config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008 - frozen
+) -> None:
+    """Tell what a training would take, and what fits if it does not; the options are those of train.
+
+    Exit code 1 where it does not fit into memory. Nothing is trained or kept.
+    """
+    usual = TrainConfig()
+    options = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    options = {name: value for name, value in options.items() if value != getattr(usual, name)}
+    with Bars() as bars:
+        found = esmtune.plan(data, out=out, overwrite=overwrite, watch=bars, **options)
+    _print_plan(found)
+    if not found.fits:
+        sys.exit(1)
+
+
+GIB = 2**30
+
+
+def _print_plan(found: "Plan") -> None:
+    times = f"{found.trainings} times " if found.trainings > 1 else ""
+    results.print(
+        f"{times}{found.tuning} on {found.encoder}, {found.records:,} training records of {found.residues:,} residues, "
+        f"at most {found.epochs:,} epochs", soft_wrap=True, markup=False,
+    )  # fmt: skip
+    again = ", layers that compute twice" if found.checkpoint_activations else ""
+    fits = "fits" if found.fits else "does not fit"
+    results.print(
+        f"Memory: about {found.peak / GIB:,.1f} GiB of {found.room / GIB:,.1f} GiB, so it {fits} "
+        f"(passes of {found.tokens_per_batch:,} tokens{again})", soft_wrap=True, markup=False,
+    )  # fmt: skip
+    for stage in found.stages:
+        results.print(f"{stage.name}: {_between(stage.low, stage.high)}")
+    if found.fits:
+        results.print(f"In all, on this machine as it is now: {_between(*found.seconds)}")
+        results.print(found.command, soft_wrap=True, markup=False)
+    for advice in found.advice:
+        memory = "" if advice.peak is None else f", about {advice.peak / GIB:,.1f} GiB"
+        results.print(f"Fits: {advice.text}{memory}\n  {advice.command}", soft_wrap=True, markup=False)
+    if not found.fits and not found.advice:
+        results.print("Nothing smaller fits either: free some memory, or cut long sequences (--max-length).")
+
+
+def _between(low: float, high: float) -> str:
+    unit, size = next(((u, s) for u, s in (("hours", 3600), ("minutes", 60)) if high >= 2 * s), ("seconds", 1))
+    return f"{low / size:,.1f} to {high / size:,.1f} {unit}"
 
 
 @app.command

@@ -8,6 +8,7 @@ file (number, name or names), and defines what is abstract in `Task`: `num_outpu
 
 - `count`: points of which anything is known. If your loss has more errors than one a point, count them.
 - `average`, `disagreement`: of an ensemble, the mean of outputs and the standard deviation of predictions.
+- `resampled`: scores of many resamples, one after the other; all at once is faster.
 - `compares`: False, which promises that the total of a batch is the sum of the totals of its parts.
 
 `esmtune.classes.Named` does all but `fit`, `loss` and `scores` for whatever has one of several names.
@@ -31,6 +32,7 @@ from esmtune.multilabel import Multilabel
 from esmtune.ordinal import Ordinal
 from esmtune.records import Label
 from esmtune.regression import Regression
+from esmtune.resamples import Counts, Resampled, language_resampled
 
 __all__ = ["MLM", "Binary", "Multiclass", "Multilabel", "Multitask", "Ordinal", "Regression", "Task", "Total", "task",
            "weighed"]  # fmt: skip
@@ -100,6 +102,12 @@ class MLM(Named):
         """Perplexity and accuracy; weights do not matter."""
         truth, known = self._known(outputs, labels)
         return language_scores(truth, self.log_probabilities(known.double()).numpy())
+
+    def resampled(self, outputs: Float[Tensor, "points symbols"], labels: Sequence[Label], counts: Counts) -> Resampled:
+        """The same of resamples."""
+        truth, known = self._known(outputs, labels)
+        drawn = counts[self.targets(labels)[:, 0].isfinite().numpy()]
+        return language_resampled(truth, self.log_probabilities(known.double()).numpy(), drawn)
 
 
 @task("multitask")
@@ -200,6 +208,17 @@ class Multitask(Task):
                 own_metrics.append(-value if value is not None and part.metric in LOWER_IS_BETTER else value)
         is_defined = own_metrics and None not in own_metrics
         return scores | {"mean": math.fsum(own_metrics) / len(own_metrics) if is_defined else None}
+
+    def resampled(self, outputs: Float[Tensor, "points outputs"], labels: Sequence[Label], counts: Counts) -> Resampled:
+        """The same of resamples; `mean` only of those that define the metric of every target that varies at all."""
+        found, own_metrics = {}, []
+        for (name, part, place), own in zip(self.parts(), self._own(labels), strict=True):
+            scores = part.resampled(outputs[:, place], own, counts)
+            found |= {f"{name}.{metric}": values for metric, values in scores.items()}
+            if len({x for x in own if x is not None}) > 1:
+                own_metrics.append((-1 if part.metric in LOWER_IS_BETTER else 1) * scores[part.metric])
+        unknown = np.full(counts.shape[1], np.nan)
+        return found | {"mean": np.mean(own_metrics, axis=0) if own_metrics else unknown}
 
     def baseline(self, count: int) -> Float[Tensor, "points outputs"]:
         """The baselines of all tasks."""

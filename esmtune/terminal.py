@@ -1,5 +1,7 @@
 """What every command of the shell shares: where it writes, how it shows progress and tables, options by one name."""
 
+from collections import abc
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
@@ -18,7 +20,14 @@ Overwrite = Annotated[bool, Parameter(help="Write over what is there.")]
 Skip = Annotated[bool, Parameter(help="Leave out rows that cannot be used, and list them.")]
 Device = Annotated[Accelerator, Parameter(help="auto takes a CUDA GPU if there is one, and the CPU otherwise.")]
 Products = Annotated[Precision, Parameter(help="What matrix products are computed in; auto by the device.")]
-Budget = Annotated[int, Parameter(help="Residues per pass at most; changes memory, not results.")]
+Budget = Annotated[
+    int | None,
+    Parameter(help="Residues per pass at most; changes memory, not results. [default: 4096, or what fits]"),
+]
+
+SHOWN_METRICS = 3  # in bins, which are wide
+COLUMNS = 6  # of metrics, side by side
+Scores = Mapping[str, float | None]
 
 messages = Console(stderr=True, highlight=False)
 results = Console(highlight=False)
@@ -58,6 +67,8 @@ class Bars:
         if isinstance(event, events.Notice):
             self.progress.console.print(event.text, markup=False, soft_wrap=True)
             return
+        if self.progress.disable:
+            return
         if event.stage not in self.stages:
             self.stages[event.stage] = self.progress.add_task(
                 event.stage, total=event.total, unit=event.unit, note="", rate=""
@@ -72,16 +83,56 @@ class Bars:
 
 
 def print_scores(
-    title: str, scores: dict[str, float | None], baseline: dict[str, float | None], sd: dict[str, float] | None = None
+    title: str,
+    scores: Scores,
+    baselines: Mapping[str, Scores],
+    intervals: Mapping[str, abc.Sequence[float] | None] | None = None,
+    sd: Mapping[str, float] | None = None,
 ) -> None:
-    """Print metrics as a table, beside those of a baseline, and their spread over members."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    columns = [("predictor", scores), ("baseline", baseline), *([("sd of members", sd)] if sd else [])]
-    for column in ("metric", *(name for name, _ in columns)):
-        table.add_column(column, justify="left" if column == "metric" else "right")
-    for name in scores:
-        values = (found.get(name) for _, found in columns)
-        table.add_row(name, *("-" if x is None else f"{x:.4f}" for x in values))
+    """Print metrics as a table: the predictor, how sure they are, their spread over members, and each baseline."""
+    rows = [("predictor", scores), *([("sd of members", sd)] if sd else [])]
+    for number, end in enumerate(("95 % from", "     to") if intervals else ()):
+        found = {metric: own[number] for metric, own in (intervals or {}).items() if own}
+        rows.insert(1 + number, (end, found))
+    rows += baselines.items()
+    for start in range(0, len(scores), COLUMNS):
+        metrics = list(scores)[start : start + COLUMNS]
+        table = Table(title=title if start == 0 else None, title_justify="left", box=None, pad_edge=False)
+        table.add_column("")
+        for metric in metrics:
+            table.add_column(metric.replace("_", " ").replace(".", ". "), justify="right")
+        for name, own in rows:
+            table.add_row(name, *("-" if own.get(m) is None else f"{own[m]:.4f}" for m in metrics))
+        results.print(table)
+
+
+def print_comparison(title: str, metrics: Mapping[str, Any], split: str) -> None:
+    """Print what a run came to on one split, and in a sentence what was gained."""
+    print_scores(
+        title,
+        metrics[split],
+        metrics["baselines"][split],
+        metrics.get("intervals", {}).get(split),
+        metrics.get(f"{split}_sd"),
+    )
+    gained = metrics.get("gain", {}).get(split)
+    if gained:
+        results.print(gained["text"], markup=False)
+
+
+def print_bins(bins: list[dict[str, Any]]) -> None:
+    """Print scores by identity to the nearest training sequence, or by the number of mutations."""
+    if not bins:
+        return
+    by = "mutations" if "mutations" in bins[0] else "identity to nearest"
+    table = Table(box=None, pad_edge=False)
+    metrics = list(bins[0]["scores"])[:SHOWN_METRICS]
+    for column in (by, "records", *metrics):
+        table.add_column(column, justify="left" if column == by else "right")
+    for found in bins:
+        label = str(found["mutations"]) if by == "mutations" else f"{found['from']:.1f} to {found['to']:.1f}"
+        scores = ("-" if x is None else f"{x:.4f}" for x in (found["scores"][name] for name in metrics))
+        table.add_row(label, f"{found['records']:,}", *scores)
     results.print(table)
 
 

@@ -3,12 +3,14 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from esmtune.applicability import References, sampled, vectors_of
 from esmtune.config import TrainConfig
 from esmtune.events import Notice, Progress, Terminated, Watcher
 from esmtune.features import Kept, sum_over_processes
@@ -50,7 +52,9 @@ def train_once(
     """
     watch = _interruptible(watch if fabric.is_global_zero else (lambda event: None), stop)
     records = data.of(None)
-    train, valid, test = ([i for i, r in enumerate(records) if r.split == s] for s in ("train", "valid", "test"))
+    train, valid, calibration, test = (
+        [i for i, r in enumerate(records) if r.split == s] for s in ("train", "valid", "calibration", "test")
+    )
     task = predictor.task
     labels = [label for r in records for label in r.labels]
     targets = task.targets(labels).to(fabric.device)
@@ -74,6 +78,8 @@ def train_once(
     elif predictor.head.is_solved:
         now.is_due = True
     diverged = None
+    model.train()
+    live = {n: w for n, w in predictor.state_dict().items() if n in now.average}
 
     try:
         for step, epoch, places, is_last_of_epoch in schedule:
@@ -82,7 +88,6 @@ def train_once(
             if step > now.step:
                 # One step: the loss is the sum over all labeled points of the global batch, divided by
                 # their count, however the batch is split into micro-batches and over processes.
-                model.train()
                 batch = [train[place] for place in places]
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * schedule.factor(step)
@@ -96,7 +101,7 @@ def train_once(
                 optimizer.step()
                 optimizer.zero_grad()
                 if now.average:
-                    moved_average(now.average, predictor.state_dict(), (config.ema or 0.0) * schedule.per_epoch, step)
+                    moved_average(now.average, live, (config.ema or 0.0) * schedule.per_epoch, step)
                 now.step, now.is_due = step, is_last_of_epoch
                 if fabric.is_global_zero and journal.is_due:
                     journal.save(name, entry_of(now, predictor, optimizer))
@@ -124,24 +129,36 @@ def train_once(
         with _wearing(predictor, now.average), centered(predictor):
             last = moving(predictor)
         with _wearing(predictor, now.weights):  # no longer than this, for a run may be stopped here and go on
-            outputs = inputs.outputs([*train, *valid], "predicting")
-            if test:  # read here for the first time
-                outputs = torch.cat((outputs, inputs.outputs(test, "testing")))
+            outputs = inputs.said([*train, *valid], "predicting")
+            references = _references(inputs, train, config)
+            if calibration or test:  # read here for the first time
+                outputs = torch.cat((outputs, inputs.said([*calibration, *test], "testing")), dim=1)
     except Terminated:
         if fabric.is_global_zero:
             journal.save(name, entry_of(now, predictor, optimizer))
         raise
     if diverged:
         watch(Notice(_advice(diverged, now.best)))
-    order = inputs.rows([*train, *valid, *test]).argsort()
-    outputs = outputs[order]
+    order = inputs.rows([*train, *valid, *calibration, *test]).argsort()
+    outputs = outputs[:, order]
     of_train = inputs.rows(train)
-    finished = task.finished(outputs[of_train], [labels[i] for i in of_train.tolist()])
+    finished = task.finished(task.average(outputs)[of_train], [labels[i] for i in of_train.tolist()])
     best = {**now.best, "metric": metric if valid else None}
     return Fitted(
         weights=now.weights, last=last, outputs=outputs, history=now.history, best=best, diverged=diverged,
-        task=finished.spec(),
+        task=finished.spec(), references=references,
     )  # fmt: skip
+
+
+def _references(inputs: Inputs, train: list[int], config: TrainConfig) -> dict[str, Tensor]:
+    """What the training sequences look like to the head, if that is to be kept."""
+    predictor, sequences = inputs.predictor, [inputs.sequences[i] for i in train]
+    chosen = sampled(sequences, predictor.features_dim, config.seed, most=config.references)
+    if not chosen or not predictor.head.standardizes:
+        return {}
+    pooled = inputs.pooled([train[place] for place in chosen], "measuring")
+    vectors = vectors_of(replace(pooled, features=predictor.head.standardize(pooled.features)))
+    return References.of(vectors.detach().cpu(), sequences).tensors()
 
 
 def _evaluate(

@@ -15,7 +15,9 @@ from esmtune.features import Kept
 from esmtune.journal import Journal
 from esmtune.members import fitted_members, members_of
 from esmtune.metrics import LOWER_IS_BETTER
+from esmtune.partition import dealt
 from esmtune.records import Dataset
+from esmtune.schemes import Scheme
 from esmtune.space import Settings, configured_by
 from esmtune.standing import Fitted
 
@@ -33,6 +35,14 @@ class Bench:
     data: Dataset
     folds: int  # 1: the data say which records are for validation
     metric: str
+    scheme: Scheme  # by which folds are dealt
+
+    def reseeded(self, seed: int) -> "Bench":
+        """The same with other folds, first weights and order."""
+        scheme = replace(self.scheme, seed=seed)
+        return replace(
+            self, config=replace(self.config, seed=seed), scheme=scheme, data=dealt(self.data, scheme, self.folds)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +97,8 @@ def _value(fitted: Fitted, metric: str, fold: int) -> float:
         raise _Left("failed", f"diverged on fold {fold + 1} at {where}")
     if fitted.best.get("metric") != metric:
         raise ValueError(
-            f"{metric} is not defined on the validation labels of fold {fold + 1}: take fewer --folds, or --metric loss."
+            f"{metric} is not defined on the validation labels of fold {fold + 1}: take fewer --folds, or "
+            "--metric loss."
         )
     value = fitted.best["valid_loss"] if metric == "loss" else fitted.best["valid"][metric]
     if value is None:

@@ -1,4 +1,4 @@
-"""Trials in this process one after the other, or in several processes side by side, which know nothing of the search."""
+"""Trials in this process one after the other, or side by side in several, which know nothing of the search."""
 
 import importlib
 import os
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ def work_through(bench: Bench, origin: Origin, jobs: int, *, ask: Ask, hear: Hea
 
 
 def _side_by_side(bench: Bench, jobs: int, ask: Ask, hear: Hear, tell: Tell) -> None:
-    idle: list[tuple[Any, Connection]] = []
+    idle: list[tuple[Any, Any]] = []
     busy: dict[Any, tuple[Any, int]] = {}
     count = 0
     try:
@@ -66,26 +66,27 @@ def _side_by_side(bench: Bench, jobs: int, ask: Ask, hear: Hear, tell: Tell) -> 
                 count += 1
             if not busy:
                 return
-            for pipe in wait(list(busy)):
+            ready: list[Any] = list(wait(list(busy)))
+            for pipe in ready:
                 process, number = busy[pipe]
                 try:
-                    kind, *said = pipe.recv()  # pyright: ignore[reportAttributeAccessIssue]
+                    kind, *said = pipe.recv()
                 except EOFError:
                     process.join()
                     del busy[pipe]
                     tell(number, Outcome(state="failed", reason=f"its process ended with {process.exitcode}"))
                     continue
                 if kind == "report":
-                    pipe.send(hear(number, *said))  # pyright: ignore[reportAttributeAccessIssue]
+                    pipe.send(hear(number, *said))
                 else:
                     del busy[pipe]
-                    idle.append((process, pipe))  # pyright: ignore[reportArgumentType]
+                    idle.append((process, pipe))
                     tell(number, *said)
     finally:
         _ended([process for process, _ in idle] + [process for process, _ in busy.values()])
 
 
-def _started(bench: Bench) -> tuple[Any, Connection]:
+def _started(bench: Bench) -> tuple[Any, Any]:
     context = torch.multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, bench, _modules()), daemon=True)
@@ -109,7 +110,7 @@ def _modules() -> list[str]:
     return sorted(name for name in found if not name.startswith("esmtune.") and name != "__main__")
 
 
-def _work(pipe: Connection, bench: Bench, modules: list[str]) -> None:
+def _work(pipe: Any, bench: Bench, modules: list[str]) -> None:
     """What a process of the search does: trials, until nobody asks for more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it hears that, and ends it
     sys.path.insert(0, os.getcwd())

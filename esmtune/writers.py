@@ -47,14 +47,19 @@ class Embeddings:
 embeddings_writer: Registry[Callable[[Embeddings, Path], None]] = Registry("embeddings format")
 
 
-def check_out(path: Path, *, overwrite: bool, kind: Literal["table", "embeddings", "scores", "folder"]) -> None:
+def check_out(
+    path: Path, *, overwrite: bool, kind: Literal["table", "embeddings", "scores", "comparison", "folder"]
+) -> None:
     """Refuse, before anything is computed, a place that cannot be written to or would be overwritten.
 
     Raises:
         ValueError: with what to write instead.
     """
     if kind != "folder":
-        known = {"table": list(table_writer), "embeddings": list(embeddings_writer), "scores": [".json"]}[kind]
+        known = {"table": list(table_writer), "embeddings": list(embeddings_writer), "scores": [".json"]} | {
+            "comparison": [".html", ".json"]
+        }
+        known = known[kind]
         if path.suffix.lower() not in known:
             raise ValueError(
                 f"{path}: {path.suffix or 'no suffix'} is no format for {kind}. There are: {', '.join(known)}."

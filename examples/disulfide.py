@@ -67,7 +67,9 @@ def main(folder: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     print(f"{metrics['records']['test']} test proteins, never seen in training:")
     for name in ("auroc", "accuracy"):
-        print(f"  {name:<9} {metrics['test'][name]:.3f}   majority baseline {metrics['baselines']['test'][name]:.3f}")
+        majority = metrics["baselines"]["test"]["majority"][name]
+        print(f"  {name:<9} {metrics['test'][name]:.3f}   majority baseline {majority:.3f}")
+    print(metrics["gain"]["test"]["text"])
     print(f"The run is in {run}, the predictions in {folder / 'new.csv'}. To train anew, remove {run}.")
 
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -24,6 +25,9 @@ TEN = (
     "SGSKASSDSQDANQCCTSCEDNAPATSYCVECSEPLCETCVEAHQRVKYTKDHTVRSTGPAKT",
     "MVLSPADKTNVKAAWGKVGAHAGEYGAEALERH",
 )
+hypothesis.settings.register_profile("busy", deadline=None)  # a machine may be busy
+hypothesis.settings.load_profile("busy")
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 

@@ -46,11 +46,11 @@ BAD_ROWS = {
     ),
     "unknown split": (
         classes(*"ababab", split=["train", "train", "train", "train", "holdout", "test"]),
-        [AT.format(6), "the split is 'holdout'; it can be train, valid or test"],
+        [AT.format(6), "the split is 'holdout'; it can be train, valid, calibration or test"],
     ),
     "empty split": (
         classes(*"ababab", split=["train", "train", "train", "train", "", "test"]),
-        [AT.format(6), "the split is empty; it can be train, valid or test"],
+        [AT.format(6), "the split is empty; it can be train, valid, calibration or test"],
     ),
     "strange class in valid": (
         classes("0", "1", "0", "1", "2", "0", split=["train"] * 4 + ["valid", "test"]) + b"",

@@ -106,7 +106,7 @@ def test_a_wrong_command_line_ends_with_a_sentence(shell, tmp_path, monkeypatch,
         (["--task", "rank"], "there is no task 'rank'"),
         (
             ["--task", "regression", "--task.loss", "cubic"],
-            "there is no loss 'cubic'. There are: absolute, huber",
+            "there is no loss 'cubic'. There are: absolute, gaussian, huber",
         ),
         (["--metric", "auroc"], "there is no metric 'auroc' for regression"),
         (["--accelerator", "cuda"], "there is no accelerator 'cuda' here"),
@@ -126,17 +126,22 @@ def test_a_wrong_part_or_option_is_named_and_nothing_is_written(table, tiny, tmp
 
 def test_a_run_has_all_its_files(run, table, tiny):
     assert sorted(p.name for p in run.iterdir()) == [
-        "environment.json", "history.jsonl", "last", "metrics.json", "predictions.csv", "predictor", "run.toml",
+        "README.md", "environment.json", "history.jsonl", "last", "metrics.json", "predictions.csv", "predictor",
+        "report.html", "run.toml", "split.csv", "training.fasta.gz",
     ]  # fmt: skip
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["records"] == {"train": 8, "valid": 1, "test": 1}
-    assert set(metrics["test"]) == set(metrics["baselines"]["test"]) == {"spearman", "pearson", "r2", "rmse", "mae"}
+    assert (
+        set(metrics["test"])
+        == set(metrics["baselines"]["test"]["mean"])
+        == {"spearman", "pearson", "r2", "rmse", "mae"}
+    )
     assert metrics["test"]["spearman"] is None  # of one record nobody knows
     assert metrics["best"]["metric"] == "loss"
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [entry["epoch"] for entry in history] == [1, 2]
     predictions = pl.read_csv(run / "predictions.csv")
-    assert predictions.columns == ["id", "split", "label", "prediction"]
+    assert predictions.columns == ["id", "split", "length", "label", "prediction"]
     assert predictions["id"].to_list() == [f"P{i}" for i in range(10)]
     test = predictions.filter(pl.col("split") == "test")
     assert abs(test["prediction"][0] - test["label"][0]) == pytest.approx(metrics["test"]["mae"], rel=1e-4)
@@ -250,8 +255,8 @@ def test_evaluate_agrees_with_scikit_learn(run, table, shell, tmp_path):
     assert result["scores"]["spearman"] == pytest.approx(spearmanr(labels, predictions).statistic)
     assert result["scores"]["r2"] == pytest.approx(r2_score(labels, predictions), abs=1e-6)
     train = pl.read_csv(run / "predictions.csv").filter(pl.col("split") == "train")["label"].mean()
-    assert result["baseline"]["mae"] == pytest.approx(np.abs(labels - train).mean(), abs=1e-6)
-    assert result["baseline"]["spearman"] is None
+    assert result["baselines"]["mean"]["mae"] == pytest.approx(np.abs(labels - train).mean(), abs=1e-6)
+    assert result["baselines"]["mean"]["spearman"] is None
 
 
 def test_evaluate_a_subset(tiny, tmp_path, shell):

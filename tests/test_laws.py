@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from esmtune.batching import Budget, by_length, shuffled
+from esmtune.distributions import distribution
 from esmtune.esm2 import Tokens
 from esmtune.heads import head
 from esmtune.losses import class_loss, loss, ranking
@@ -31,7 +32,7 @@ HEADS = [
     for name in head
     for pool in (get_args(head.options(name)["pool"].annotation) if "pool" in head.options(name) else (None,))
 ]
-LOSSES = {"regression": (*loss, *ranking)}
+LOSSES = {"regression": (*loss, *ranking, *distribution)}
 TASKS = [
     {"name": name, **({"loss": error} if error else {}), **more}
     for name in task

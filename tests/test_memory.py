@@ -1,13 +1,23 @@
 """Running out of memory, simulated: no record is lost, and the numbers are those of a machine that has enough."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 import esmtune
 from esmtune.batching import TooLittleMemoryError, halving, is_out_of_memory
-from esmtune.esm2 import ESM2
-from tests.conftest import TEN, in_new_process
+from esmtune.composition import Origin, compose, decided, fit_task
+from esmtune.curation import curate_training
+from esmtune.encoders import Source
+from esmtune.esm2 import ESM2, Tokens
+from esmtune.events import silent
+from esmtune.fitting import configured
+from esmtune.footprint import Footprint
+from esmtune.memory import _left_by_limits
+from esmtune.provisions import provision
+from tests.conftest import TEN, in_new_process, tiny_encoder
 
 ROWS = [(sequence, float(len(sequence) % 7) + number / 10) for number, sequence in enumerate(TEN)]
 OPTIONS = {"epochs": 2, "valid_fraction": 0.2, "test_fraction": 0.2, "folds": 1, "global_batch_size": 4}
@@ -130,3 +140,114 @@ print(float(np.abs(large - small).max()))
     answer = in_new_process(file, PYTHONPATH=os.getcwd(), OMP_NUM_THREADS="1")
     assert answer.code == 0, answer.err
     assert float(answer.out) < 1e-4
+
+
+def tuned(encoder, tuning, recomputes=None):
+    """A predictor of an encoder, as it would be trained."""
+    config = configured({"tuning": tuning, "checkpoint_activations": recomputes, **OPTIONS})
+    data = curate_training(ROWS, config).dataset
+    origin = Origin(encoder=encoder, source=Source(name="tiny", sha256="", license=None), moved=frozenset(), start=None)
+    config = decided(config, data, origin, silent)
+    torch.manual_seed(0)
+    return compose(config, data, origin, fit_task(data, None))
+
+
+@pytest.mark.parametrize("tuning", ["lora", "last", "full"])
+def test_weights_that_stay_are_in_memory_once(tuning):
+    encoder = tiny_encoder()
+    before = {name: weight.clone() for name, weight in encoder.named_parameters()}
+    predictor = tuned(encoder, tuning)
+    own = {id(weight) for weight in encoder.parameters()}
+    moving = {id(w) for w in predictor.encoder.parameters() if w.requires_grad}
+    assert moving
+    assert not moving & own  # or training would change the encoder that other members begin with
+    staying = [w for w in predictor.encoder.parameters() if not w.requires_grad]
+    assert all(id(weight) in own for weight in staying)
+    with torch.no_grad():
+        for weight in predictor.parameters():
+            weight += weight.requires_grad
+    assert all(weight.equal(before[name]) for name, weight in encoder.named_parameters())
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_layers_that_compute_twice_have_the_same_gradients(tuning):
+    found = []
+    for recomputes in (False, True):
+        predictor = tuned(tiny_encoder(), tuning, recomputes)
+        assert predictor.encoder.recomputes is recomputes
+        kept = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.nbytes) or x, lambda x: x)
+        predictor.train()
+        with hooks:
+            loss = predictor(Tokens.of(list(TEN))).square().sum()
+        loss.backward()
+        found.append((sum(kept), {n: w.grad for n, w in predictor.named_parameters() if w.grad is not None}))
+    (much, first), (little, second) = found
+    assert first.keys() == second.keys()
+    assert all(first[name].equal(second[name]) for name in first)
+    assert little < much / 2
+
+
+def footprint(**changed):
+    usual = {"weights": 1000, "copies": 0, "kept": 4.0, "passing": 1.0, "fixed": 0, "features": 0}
+    return Footprint(**usual | changed)
+
+
+def test_what_is_done_for_memory_goes_by_what_it_costs():
+    dear, back, twice = footprint(), footprint(kept=2.0), footprint(kept=0.5)
+    found = {(False, False): dear, (False, True): back, (True, True): twice}
+
+    def chosen(room, **given):
+        made = provision(found, room, 100, **{"tokens": None, "recomputes": None} | given)
+        assert made.fits == (made.peak <= room)
+        return made.tokens, made.recomputes, made.gives_back
+
+    assert chosen(1000 + 5 * 4096) == (4096, False, False)
+    assert chosen(1000 + 5 * 4096 - 1) == (2048, False, False)
+    assert chosen(1000 + 5 * 256) == (256, False, False)
+    assert chosen(1000 + 3 * 256) == (256, False, True)
+    assert chosen(1000 + 1.5 * 256) == (256, True, True)
+    assert chosen(1000 + 1.5 * 256, recomputes=False) == (256, False, True)
+    assert chosen(1000 + 5 * 4096, tokens=512) == (512, False, False)
+    assert provision(found, 500, 100, tokens=None, recomputes=None).text.startswith("MEMORY: ")
+    assert provision(found, 1e9, 100, tokens=None, recomputes=None).text is None
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_limits_of_a_container_count(tmp_path, version):
+    controllers, limit, used = {
+        "1": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"), "2": ("", "memory.max", "memory.current"),
+    }[version]  # fmt: skip
+    groups = tmp_path / "cgroup"
+    groups.write_text(f"3:{controllers}:/outer/inner\n")
+    top = tmp_path / "sys/fs/cgroup" / controllers
+    for folder, most in (("outer", "5000"), ("outer/inner", "8000")):
+        (top / folder).mkdir(parents=True)
+        (top / folder / limit).write_text(most)
+        (top / folder / used).write_text("2000")
+        (top / folder / "memory.stat").write_text(
+            "total_inactive_file 500\n" if version == "1" else "inactive_file 500\n"
+        )
+    assert _left_by_limits(groups, tmp_path) == 3500
+    (top / "outer" / limit).write_text("max")
+    assert _left_by_limits(groups, tmp_path) == 6500
+
+
+def test_a_run_says_what_it_held(tiny, tmp_path):
+    said = []
+    esmtune.train(ROWS, encoder=str(tiny), out=tmp_path / "run", watch=said.append, **OPTIONS)
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert 0.1 < environment["peak_memory_gib"]["process"] < 10
+    assert any(getattr(event, "text", "").startswith("Peak memory: ") for event in said)
+
+
+def test_little_free_memory_makes_passes_small_and_changes_nothing(tiny, monkeypatch):
+    options = OPTIONS | {"encoder": str(tiny), "tuning": "full"}
+    plenty = esmtune.train(ROWS, **options)
+    monkeypatch.setattr("esmtune.provisions.free_memory", lambda device: 1 << 20)
+    said = []
+    scarce = esmtune.train(ROWS, watch=said.append, **options)
+    assert any(getattr(event, "text", "").startswith(("Memory: ", "MEMORY: ")) for event in said)
+    assert scarce.config.tokens_per_batch < plenty.config.tokens_per_batch == 4096
+    for one, other in zip(plenty.history, scarce.history, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)  # other batches, other rounding

@@ -225,7 +225,7 @@ def test_the_baseline_of_a_continued_run_is_of_its_own_labels(tiny, tmp_path):
     known = second.predictions
     training = known.filter(known["split"] == "train")["label"].mean()
     errors = known.filter(known["split"] == "valid")["label"] - training
-    assert second.metrics["baselines"]["valid"]["mae"] == pytest.approx(errors.abs().mean())
+    assert second.metrics["baselines"]["valid"]["mean"]["mae"] == pytest.approx(errors.abs().mean())
 
 
 @pytest.mark.parametrize("prefix", ["head.", "head.standardize", "encoder.layers.1"])

@@ -40,7 +40,7 @@ DEATHS = {
     "in the second stage": (STAGES, "torch.optim.AdamW.step", 8, "before"),
     "with dropout of adapters": (LORA, "torch.optim.AdamW.step", 5, "before"),
     "in the second seed": (SEEDS, "torch.optim.AdamW.step", 5, "before"),
-    "by SIGTERM in the last predictions": (FULL, "esmtune.inputs.Inputs.outputs", 4, "SIGTERM"),
+    "by SIGTERM in the last predictions": (FULL, "esmtune.inputs.Inputs.said", 1, "SIGTERM"),
     "by SIGTERM in a step": (FULL, "torch.optim.AdamW.step", 4, "SIGTERM"),
     "by SIGTERM in an evaluation": (FULL, "esmtune.training._evaluate", 2, "SIGTERM"),
 }

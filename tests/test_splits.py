@@ -173,7 +173,7 @@ def test_a_split_column_without_test_rows_gets_none():
 def test_no_split_column():
     dataset = curate(numbers())
     assert Counter(r.split for r in dataset.records) == {"train": 80, "valid": 10, "test": 10}
-    (notice,) = (notice for notice in dataset.notices if RELATED in notice)
+    (notice,) = (notice for notice in dataset.notices if "No sequences related at 30% identity were found" in notice)
     assert "valid and test drawn at random, seed 0" in notice
     assert [r.split for r in curate(numbers()).records] == [r.split for r in dataset.records]
     assert [r.split for r in curate(numbers(), seed=1).records] != [r.split for r in dataset.records]
@@ -280,8 +280,8 @@ def test_unknown_and_empty_names_of_splits():
     with pytest.raises(BadRowsError) as error:
         curate(numbers(6, split=["train", "test", "holdout", "", " ", None]))
     assert [p.reason for p in error.value.problems] == [
-        "the split is 'holdout'; it can be train, valid or test",
-        *["the split is empty; it can be train, valid or test"] * 3,
+        "the split is 'holdout'; it can be train, valid, calibration or test",
+        *["the split is empty; it can be train, valid, calibration or test"] * 3,
     ]
 
 
@@ -306,7 +306,7 @@ def folds_in(frame, **options):
     ],
 )
 def test_few_rows_are_validated_in_folds(count, options, folds):
-    found = curate_training(numbers(count), TrainConfig(test_fraction=0.2, **options))
+    found = curate_training(numbers(count), TrainConfig(test_fraction=0.2, split="random", **options))
     assert found.folds == folds
     splits = Counter(r.split for r in found.dataset.records)
     assert splits["test"] == round(count * 0.2)

@@ -706,7 +706,9 @@ def test_a_loss_of_ones_own():
     fitted = Regression.fit([1.0, 3.0], loss="hinge")
     assert fitted.compares
     assert fitted.loss(torch.zeros(3, 1), fitted.targets([1.0, 2.0, 3.0])).sum == 3
-    with pytest.raises(ValueError, match="There are: absolute, hinge, huber, listwise, log-cosh, pairwise, squared"):
+    with pytest.raises(
+        ValueError, match="There are: absolute, gaussian, hinge, huber, listwise, log-cosh, pairwise, quantile"
+    ):
         Regression.fit([1.0], loss="x")
 
 

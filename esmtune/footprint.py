@@ -1,0 +1,142 @@
+"""What a pass through the network and a training will hold in memory, told from shapes before anything runs."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from esmtune.adapters import adapter_weights, is_adapted
+from esmtune.attention import rotary_angles
+from esmtune.config import Precision
+from esmtune.devices import products
+from esmtune.esm2 import ESM2
+from esmtune.predictor import Predictor
+from esmtune.spans import Spans
+
+# Channels of float32 a token that a pass holds beside what it keeps for the gradient, at its peak; measured as the
+# resident set on Linux with glibc, widths 320 and 640 (docs/LOG.md): 16 to 23 without a gradient, 34 to 46 with it.
+PASSING, LEARNING = 24, 40
+# What is taken for each byte that is kept, for glibc does not give back what is freed between: measured 1.1 to 1.4,
+# with adapters 2.0; where all is given back at once, 1.0.
+SPREAD, SPREAD_BY_ADAPTERS, SPREAD_IF_GIVEN_BACK = 1.3, 2.1, 1.05
+PROBED_TOKENS = 256
+COPIES = 4  # of each weight that moves: AdamW's two, the best, and a gradient or what stands aside while it evaluates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """Bytes held at the peak of a training or a prediction, beside the process itself, by what holds them.
+
+    >>> Footprint(weights=100, copies=50, kept=3.0, passing=2.0, fixed=10, features=0).peak(20)
+    260
+    """
+
+    weights: int | float  # of the predictor, each once
+    copies: int | float  # of weights that move: gradients, the optimizer's, the best, the average, what they were
+    kept: int | float  # a token: by all layers, for the gradient
+    passing: int | float  # a token: by the layer at work, and what the head sees
+    fixed: int | float  # kept for the gradient whatever the number of tokens
+    features: int | float  # of a frozen encoder, of all sequences
+    has_reference: bool = False  # whether one more sequence passes with each batch, to see what all drift by
+
+    def peak(self, tokens: int, longest: int = 0) -> int:
+        """The sum, for passes of at most so many tokens, or of the longest sequence."""
+        most = max(tokens, longest) + (longest if self.has_reference else 0)
+        return round(self.weights + self.copies + self.fixed + self.features + (self.kept + self.passing) * most)
+
+    def deeper(self, other: "Footprint", share: float) -> "Footprint":
+        """On from this one to `other`, and further: everything is linear in the number of layers."""
+        values = {
+            f.name: getattr(self, f.name) + share * (getattr(other, f.name) - getattr(self, f.name))
+            for f in fields(self)
+            if f.name != "has_reference"
+        }
+        return Footprint(**values, has_reference=other.has_reference)
+
+
+def footprint_of_passing(encoder: ESM2, layers: int) -> Footprint:
+    """What embedding or predicting holds, for a head that sees so many layers side by side."""
+    dim = encoder.config.embed_dim
+    weights = sum(weight.numel() * weight.element_size() for weight in encoder.parameters())
+    return Footprint(
+        weights=weights, copies=0, kept=0.0, passing=4.0 * dim * (PASSING + 3 * layers), fixed=0, features=0
+    )
+
+
+def footprint_of_training(
+    predictor: Predictor, *, precision: Precision, averages: bool, recomputes: bool, gives_back: bool, features: int = 0
+) -> Footprint:
+    """What training a composed predictor holds; what its layers keep for the gradient is counted in one of them.
+
+    `features` is the bytes of what is kept of a frozen encoder; `gives_back`, whether freed memory leaves at once.
+    """
+    encoder, dim = predictor.encoder, predictor.encoder.config.embed_dim
+    passing = footprint_of_passing(encoder, len(predictor.spec.layers))
+    first = _first_that_learns(encoder)
+    learning = len(encoder.layers) - first
+    kept, fixed = _kept_by(encoder, precision) if learning else (0.0, 0.0)
+    if recomputes and learning:  # each layer keeps its input, and one at a time all that it computes
+        kept += 4.0 * dim * learning
+    else:
+        kept, fixed = kept * learning, fixed * learning
+    spread = SPREAD_BY_ADAPTERS if is_adapted(encoder) else SPREAD
+    if gives_back or encoder.frequency.device.type != "cpu":
+        spread = SPREAD_IF_GIVEN_BACK
+    moving = _size([w for w in predictor.parameters() if w.requires_grad])
+    new = adapter_weights(encoder)  # all else that moves is there a second time, as it was
+    twice = _size([w for n, w in encoder.named_parameters() if w.requires_grad and n not in new])
+    return Footprint(
+        weights=passing.weights + _size(list(predictor.head.parameters())),
+        copies=moving * (COPIES + averages) + twice,
+        kept=spread * kept,
+        passing=passing.passing + (4.0 * dim * (LEARNING - PASSING) if learning else 0.0),
+        fixed=fixed,
+        features=features,
+        has_reference=bool(learning) and not predictor.head.sees_residues,
+    )
+
+
+def _size(weights: list[Tensor]) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in weights)
+
+
+def _first_that_learns(encoder: ESM2) -> int:
+    """The number, from 0, of the first layer that keeps anything for a gradient; as many as there are if none does."""
+    if encoder.embed_tokens.weight.requires_grad:
+        return 0
+    learns = [any(w.requires_grad for w in layer.parameters()) for layer in encoder.layers]
+    return learns.index(True) if any(learns) else len(learns)
+
+
+def _kept_by(encoder: ESM2, precision: Precision) -> tuple[float, float]:
+    """Bytes that the last layer keeps for its gradient: a token, and whatever the number of tokens.
+
+    No random number is drawn.
+    """
+    sizes = []
+    with torch.random.fork_rng(devices=[]):
+        for sequences in (1, 2):
+            sizes.append(_kept(encoder, (PROBED_TOKENS,) * sequences, precision))
+    each = max(0.0, (sizes[1] - sizes[0]) / PROBED_TOKENS)
+    return each, max(0.0, sizes[0] - each * PROBED_TOKENS)
+
+
+def _kept(encoder: ESM2, lengths: tuple[int, ...], precision: Precision) -> int:
+    """Bytes of what autograd saves in the last layer, weights and what all layers share not counted."""
+    layer, device = encoder.layers[-1], encoder.frequency.device
+    x = torch.zeros(sum(lengths), encoder.config.embed_dim, device=device, requires_grad=True)
+    cos, sin = rotary_angles(lengths, encoder.frequency, x.dtype)
+    shared = {tensor.untyped_storage().data_ptr() for tensor in (*layer.parameters(), cos, sin)}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in shared:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with torch.enable_grad(), hooks, products(precision, device):
+        y = layer(x, cos, sin, Spans(lengths, device))  # while it is there, nothing takes the place of what is saved
+    del y
+    return sum(kept.values())

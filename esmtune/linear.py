@@ -1,0 +1,116 @@
+"""From numbers to outputs of a task by one penalized linear map, whose penalty the training points choose."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from esmtune.kinds import Task
+from esmtune.records import Censored, Label
+from esmtune.regression import Regression
+from esmtune.ridge import solve_in_axes, solve_squares
+
+WORK = 2e8  # points times numbers times outputs, of which a map is found at most; of more points a sample is taken
+LEAST = 500  # points that a sample has at least
+NEGLIGIBLE = 1e-13  # of the largest axis' share of the variance
+
+Map = Callable[[Float[np.ndarray, "points dim"]], Float[Tensor, "points outputs"]]
+
+
+def affordable_points(dim: int, outputs: int) -> int:
+    """Of how many points a map is found at most."""
+    return int(WORK / (dim * max(4, outputs)))
+
+
+def linear_map(
+    x: Float[np.ndarray, "points dim"], labels: Sequence[Label], weights: Float[np.ndarray, "points"],
+    groups: Sequence[int], task: Task, *, seed: int,
+) -> tuple[Map, float]:  # fmt: skip
+    """Find the map of standardized numbers with the least loss of a task under a penalty, and that penalty.
+
+    Of numbers this is ridge regression, of classes penalized logistic regression. Points of unknown label and
+    weight zero are no part of it. The penalty is the one of `ridge.CLOSE` or `ridge.PENALTIES` that predicts best what
+    is held out: each point in turn where labels are numbers, a fifth of the groups of points otherwise.
+
+    >>> x = np.arange(12.0)[:, None]
+    >>> labels = [3 * float(value) + 1 for value in x[:, 0]]
+    >>> found, _ = linear_map(x, labels, np.ones(12), [1] * 12, Regression.fit(labels), seed=0)
+    >>> round(float(Regression.fit(labels).predict(found(np.array([[20.0]])))[0]), 2)
+    61.0
+    """
+    center, scale = x.mean(0), x.std(0)
+    scale = np.where(scale > 1e-9 * np.maximum(1, np.abs(center)), scale, 1.0)
+    rows = torch.from_numpy((x - center) / scale).double()
+    targets, weight = task.targets(labels), torch.from_numpy(weights).double()
+    if isinstance(task, Regression) and not any(isinstance(label, Censored) for label in labels):
+        found, bias, penalty = _squares(rows, targets[:, :1], weight)
+    else:
+        turned, axes, sizes = _own_axes(rows)
+
+        def loss(outputs: Tensor, of: Tensor) -> tuple[Tensor, int]:
+            total = task.loss(outputs, targets[of], weight[of])
+            return total.sum, total.count
+
+        found, bias, penalty = solve_in_axes(turned, sizes, groups, task.num_outputs, loss, seed=seed, held_out=1)
+        found = found @ axes
+
+    def apply(new: Float[np.ndarray, "points dim"]) -> Float[Tensor, "points outputs"]:
+        return torch.from_numpy((new - center) / scale).double() @ found.T + bias
+
+    return apply, penalty
+
+
+def _squares(rows: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Ridge regression, of weighted points: rows and labels around their weighted mean, times the weight's root."""
+    mean = (weight[:, None] * rows).sum(0) / weight.sum()
+    middle = (weight[:, None] * targets).sum(0) / weight.sum()
+    root = weight.sqrt()[:, None]
+    turned, axes, sizes = _own_axes(root * (rows - mean))
+    found, penalty = solve_squares(turned, sizes, root * (targets - middle), weight / weight.sum())
+    found = found @ axes
+    return found, middle - found @ mean, penalty
+
+
+def _own_axes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `ridge.own_axes`, by the products of rows or columns, whichever are fewer: several times as fast."""
+    if len(x) < x.shape[1]:
+        squares, vectors = torch.linalg.eigh(x @ x.T)
+    else:
+        squares, vectors = torch.linalg.eigh(x.T @ x)
+    there = squares > squares.max() * NEGLIGIBLE
+    sizes, vectors = squares[there].sqrt(), vectors[:, there]
+    axes = (vectors / sizes).T @ x if len(x) < x.shape[1] else vectors.T
+    return x @ axes.T, axes, sizes
+
+
+def sparse_map(x: Any, targets: Float[np.ndarray, "points"], weights: Float[np.ndarray, "points"], *, seed: int,
+               classes: int = 0) -> Callable[[Any], Float[np.ndarray, "points values"]]:  # fmt: skip
+    """The same by scikit-learn for many numbers of which few are not zero: a number, or of classes their probabilities.
+
+    `x` is a SciPy sparse array. The penalty is chosen by five folds.
+    """
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
+
+    folds = KFold(min(5, len(targets)), shuffle=True, random_state=seed)
+    if not classes:
+        grid = {"alpha": np.logspace(-3, 3, 7)}
+        search = GridSearchCV(Ridge(solver="sparse_cg", tol=1e-8), grid, scoring="neg_mean_squared_error", cv=folds)
+        model = search.fit(x, targets, sample_weight=weights)
+        return lambda new: model.predict(new)[:, None]
+    present, dense, counts = np.unique(targets, return_inverse=True, return_counts=True)
+    grid, fewest = {"C": np.logspace(-3, 3, 7)}, int(counts.min())
+    parts = StratifiedKFold(5, shuffle=True, random_state=seed) if fewest >= 5 else folds
+    scoring = "neg_log_loss" if fewest >= 5 else "accuracy"  # which is defined where a fold lacks a class
+    search = GridSearchCV(LogisticRegression(max_iter=500), grid, scoring=scoring, cv=parts)
+    model = search.fit(x, dense, sample_weight=weights)
+
+    def probabilities(new: Any) -> Float[np.ndarray, "points values"]:
+        found = np.zeros((new.shape[0], classes))
+        found[:, present.astype(int)] = model.predict_proba(new)
+        return found
+
+    return probabilities

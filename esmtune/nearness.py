@@ -1,0 +1,120 @@
+"""How near to the training sequences the others are, and how good predictions are by that."""
+
+import gzip
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from esmtune.identity import COVERAGE, NoMMseqsError, nearest
+from esmtune.records import Record
+from esmtune.variants import Variants, nearest_variants, variants_of
+
+BINS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)
+LOOKED_AT = 20  # training sequences: with less there is no telling near from far
+MANY_MUTATIONS = 10  # from here on all are one bin
+TRAINING = "training.fasta.gz"
+
+Scorer = Callable[[np.ndarray], Mapping[str, float | None]]  # from which records count to their scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nearness:
+    """Of each record the identity to the nearest training sequence, and of variants the number of mutations."""
+
+    identity: np.ndarray  # [records], 0 where no training sequence is related; NaN for training records
+    mutations: np.ndarray | None  # [records]
+
+    def by_identity(self, chosen: np.ndarray, scores: Scorer) -> list[dict[str, Any]]:
+        """The scores of the chosen records in bins of identity; the last bin has its end too."""
+        bins = []
+        for low, high in itertools.pairwise(BINS):
+            within = chosen & (self.identity >= low) & ((self.identity < high) | (high == BINS[-1]))
+            if within.any():
+                bins.append({"from": low, "to": high, "records": int(within.sum()), "scores": dict(scores(within))})
+        return bins
+
+    def by_mutations(self, chosen: np.ndarray, scores: Scorer) -> list[dict[str, Any]]:
+        """The scores of the chosen variants by their number of mutations from the wild type."""
+        if self.mutations is None:
+            return []
+        counts = np.minimum(self.mutations, MANY_MUTATIONS)
+        return [
+            {"mutations": int(n), "records": int((chosen & (counts == n)).sum()),
+             "scores": dict(scores(chosen & (counts == n)))}
+            for n in np.unique(counts[chosen])
+        ]  # fmt: skip
+
+
+def nearness_of(
+    training: Sequence[str], sequences: Sequence[str], *, wild_type: str | None = None, coverage: float = COVERAGE
+) -> Nearness | None:
+    """How near sequences are to those of training; None if there are too few of these, or MMseqs2 is not here.
+
+    >>> wild = "MKTVRQERLKSIVRILERSK"
+    >>> training = [wild[:n] + "A" + wild[n + 1 :] for n in range(20)]
+    >>> found = nearness_of(training, [wild[:5] + "GG" + wild[7:]])
+    >>> found.identity.tolist(), found.mutations.tolist()
+    ([0.9], [2])
+    """
+    known = list(dict.fromkeys(training))
+    if len(known) < LOOKED_AT or not sequences:
+        return None
+    variants = _of_one_protein(known, sequences, wild_type)
+    if variants is not None:
+        counts = np.array([variants.counts[s] for s in sequences])
+        return Nearness(identity=nearest_variants(sequences, known), mutations=counts)
+    own = list(dict.fromkeys(sequences))
+    try:
+        found = dict(zip(own, nearest(own, known, coverage=coverage), strict=True))
+    except NoMMseqsError:
+        return None
+    return Nearness(identity=np.array([found[s] for s in sequences]), mutations=None)
+
+
+def _of_one_protein(training: Sequence[str], sequences: Sequence[str], wild_type: str | None) -> Variants | None:
+    """All of them as variants of the wild type of the training sequences, if they are."""
+    try:
+        learned = variants_of(training, wild_type)
+        if learned is None or {len(s) for s in sequences} != {len(learned.wild_type)}:
+            return None
+        return variants_of([*training, *sequences], learned.wild_type)
+    except ValueError:
+        return None
+
+
+def write_training(sequences: Sequence[str], folder: Path) -> None:
+    """Write the training sequences, each once, under numbers; beside the predictor, not in it."""
+    text = "".join(f">{n}\n{s}\n" for n, s in enumerate(dict.fromkeys(sequences), start=1))
+    (folder / TRAINING).write_bytes(gzip.compress(text.encode("ascii"), mtime=0))
+
+
+def read_training(run: Path) -> list[str]:
+    """The training sequences of a run, or none if its file is not there."""
+    file = next((f / TRAINING for f in (run, run.parent) if (f / TRAINING).is_file()), None)
+    if file is None:
+        return []
+    lines = gzip.decompress(file.read_bytes()).decode("ascii").splitlines()
+    return [line for line in lines if not line.startswith(">")]
+
+
+def nearness_in(records: Sequence[Record], *, wild_type: str | None, coverage: float) -> Nearness | None:
+    """How near the held-out records of a run are to its training records; NaN for the latter."""
+    held = [r.split != "train" for r in records]
+    found = nearness_of(
+        [r.sequence for r in records if r.split == "train"],
+        [r.sequence for r, out in zip(records, held, strict=True) if out], wild_type=wild_type, coverage=coverage,
+    )  # fmt: skip
+    if found is None:
+        return None
+    places = np.flatnonzero(held)
+    identity = np.full(len(records), np.nan)
+    identity[places] = found.identity
+    if found.mutations is None:
+        return Nearness(identity=identity, mutations=None)
+    mutations = np.full(len(records), -1)
+    mutations[places] = found.mutations
+    return Nearness(identity=identity, mutations=mutations)

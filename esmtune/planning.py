@@ -1,0 +1,309 @@
+"""Plan: what a training will take, in time and memory, told from a few steps that are thrown away."""
+
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from esmtune.batching import SPECIALS
+from esmtune.cache import cache_at
+from esmtune.composition import Origin, compose, fit_task
+from esmtune.config import TrainConfig
+from esmtune.curation import curate_training
+from esmtune.devices import choose_device, evaluating
+from esmtune.embedding import kind_of
+from esmtune.esm2 import OFFICIAL, RANDOM, Tokens
+from esmtune.events import Watcher, silent
+from esmtune.fitting import configured
+from esmtune.footprint import footprint_of_passing
+from esmtune.heads import Head
+from esmtune.members import Member, decided, find_origin, members_of
+from esmtune.predictor import Predictor
+from esmtune.provisions import Provision, footprints, provision, room_for
+from esmtune.writers import check_out, write_json
+
+TIMED = 3  # times that a step is timed, after one that warms up
+TIMED_TOKENS = 1024  # in a timed step at most, but for a single sequence that is longer
+LESS = ("lora", "frozen")  # tunings that take less, the greater first
+AROUND = 1.3  # how far a machine drifts from what was timed, either way (docs/decisions/0018-memory.md)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of a training, and how many seconds it takes, from and to."""
+
+    name: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """Something else that fits, what it takes at its peak in bytes, and the command."""
+
+    text: str
+    peak: int | None
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a training will take: times on this machine as it is now, of as many epochs as it may have."""
+
+    encoder: str
+    tuning: str
+    records: int  # to train on
+    residues: int
+    longest: int
+    trainings: int  # seeds or folds
+    epochs: int
+    stages: tuple[Stage, ...]  # none where a step would not fit
+    tokens_per_batch: int
+    checkpoint_activations: bool
+    peak: int  # bytes, of the whole process
+    room: int  # bytes
+    fits: bool
+    command: str  # that trains so
+    advice: tuple[Advice, ...]
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """From and to, of all stages."""
+        return sum(stage.low for stage in self.stages), sum(stage.high for stage in self.stages)
+
+
+def plan(
+    data: Any, *, out: str | Path | None = None, overwrite: bool = False, watch: Watcher = silent, **options: Any
+) -> Plan:
+    """Tell what `train` would take with the same data and options, and what fits if it does not; nothing is trained.
+
+    A few steps are timed on the user's own sequences. Of a frozen encoder the sequences that a cache has are not
+    counted. Baselines, splits and files come on top: little, beside a training that one plans. `out` is a JSON file.
+
+    >>> rows = [("MKTV", 0.1), ("GGSG", 0.9), ("MKTI", 0.2), ("GGAG", 1.1)] * 3
+    >>> found = plan(rows, encoder="random:esm2_t6_8M_UR50D", tuning="full", epochs=2, cache="none")
+    >>> found.fits, found.epochs, found.trainings, [stage.name for stage in found.stages]
+    (True, 2, 1, ['training', 'validating', 'predicting'])
+
+    Raises:
+        BadRowsError: for rows that cannot be used, unless `skip_bad_rows`.
+        ValueError: for everything else that is wrong with data or options.
+    """
+    config = configured(options)
+    if out is not None:
+        check_out(Path(out), overwrite=overwrite, kind="scores")
+    curated = curate_training(data, config)
+    dataset = curated.dataset
+    held = psutil.Process().memory_info().rss
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        origin = find_origin(config, dataset, watch)
+        config = decided(config, dataset, origin, watch)
+        members = members_of(config, dataset, curated.folds)
+        predictor, chosen = _provided(config, members[0], origin, watch)
+        stages: tuple[Stage, ...] = ()
+        if chosen.fits:
+            predictor = predictor.to(choose_device(config.accelerator))
+            stages = tuple(_stages(predictor, config, members, chosen))
+    lengths = [len(r.sequence) for r in dataset.of("train")]
+    found = Plan(
+        encoder=origin.source.name, tuning=str((config.tuning or {})["name"]), records=len(lengths),
+        residues=sum(lengths), longest=max(map(len, (r.sequence for r in dataset.of(None)))), trainings=len(members),
+        epochs=-(-_steps(members[0]) // max(1, _steps_per_epoch(members[0]))), stages=stages,
+        tokens_per_batch=chosen.tokens,
+        checkpoint_activations=chosen.recomputes, peak=chosen.peak + held, room=int(chosen.room) + held,
+        fits=chosen.fits, command=command_of(data, options),
+        advice=() if chosen.fits else tuple(_advised(data, options, config, members[0], origin, held)),
+    )  # fmt: skip
+    if out is not None:
+        low, high = found.seconds
+        write_json({**asdict(found), "seconds": [low, high]}, Path(out))
+    return found
+
+
+def command_of(data: Any, options: Mapping[str, Any]) -> str:
+    """The command that trains on data with options.
+
+    >>> command_of("tm.csv", {"tuning": "lora", "head": {"name": "mlp", "hidden": 64}, "target": ("tm", "ph")})
+    'esmtune train tm.csv --tuning lora --head mlp --head.hidden 64 --target tm ph'
+    """
+    words = ["esmtune", "train", str(data) if isinstance(data, str | Path) else "DATA"]
+    usual = TrainConfig()
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is None or value == getattr(usual, name):
+            continue
+        if isinstance(value, Mapping):
+            words += [flag, str(value["name"])] if "name" in value else []
+            words += [x for key, own in value.items() if key != "name" for x in (f"{flag}.{key}", str(own))]
+        elif isinstance(value, bool):
+            words += [flag if value else f"--no-{flag[2:]}"]
+        else:
+            words += [flag, *map(str, value if isinstance(value, list | tuple) else [value])]
+    return shlex.join(words)
+
+
+def _provided(
+    config: TrainConfig, member: Member, origin: Origin, watch: Watcher = silent
+) -> tuple[Predictor, Provision]:
+    """A predictor as it would be trained, and what is chosen for it."""
+    torch.manual_seed(config.seed)
+    predictor = compose(member.config, member.data, origin, fit_task(member.data, config.task), watch)
+    device = choose_device(config.accelerator)
+    room = room_for(footprint_of_passing(predictor.encoder, 0).weights, device)
+    sequences = [r.sequence for r in member.data.of(None)]
+    chosen = provision(
+        footprints(predictor, config, sequences), room / (config.devices if device == "cpu" else 1),
+        max(map(len, sequences), default=0) + SPECIALS, tokens=config.tokens_per_batch,
+        recomputes=config.checkpoint_activations,
+    )  # fmt: skip
+    predictor.encoder.recomputes = chosen.recomputes
+    return predictor, chosen
+
+
+def _stages(predictor: Predictor, config: TrainConfig, members: Sequence[Member], chosen: Provision) -> Iterator[Stage]:
+    """What takes time in a training, by steps that are timed."""
+    data = members[0].data
+    everything = [r.sequence for r in data.of(None)]
+    batch = _timed_batch(everything, chosen.tokens)
+    tokens = Tokens.of(batch).to(predictor.device)
+    residues = sum(map(len, batch))
+
+    def passing() -> None:
+        with torch.inference_mode(), evaluating(predictor):
+            predictor.pooled(tokens)
+
+    forward = _timed(passing)
+    if not predictor.rates and not predictor.masks:  # the encoder passes each sequence once, whatever comes then
+        missing = sum(map(len, _not_kept(predictor, config, everything)))
+        if missing:
+            yield _stage("embedding", forward, missing / residues)
+        if not predictor.head.is_solved:
+            steps = sum(_steps(member) for member in members)
+            yield _stage("training", _timed(_of_head(predictor, everything, members[0].config)), steps)
+        return
+    epochs = _steps(members[0]) / max(1, _steps_per_epoch(members[0]))
+    learned, held = (sum(len(r.sequence) for m in members for r in m.data.of(split)) for split in ("train", "valid"))
+    yield _stage("training", _timed(_of_both(predictor, tokens)), epochs * learned / residues)
+    yield _stage("validating", forward, epochs * held / residues)
+    yield _stage("predicting", forward, len(members) * sum(map(len, everything)) / residues)
+
+
+def _stage(name: str, times: tuple[float, float], count: int | float) -> Stage:
+    return Stage(name=name, low=times[0] * count / AROUND, high=times[1] * count * AROUND)
+
+
+def _timed(work: Callable[[], None]) -> tuple[float, float]:
+    """The shortest and the longest of a few times, in seconds."""
+    work()
+    times = []
+    for _ in range(TIMED):
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times), max(times)
+
+
+def _timed_batch(sequences: Sequence[str], most: int) -> list[str]:
+    """Sequences of all lengths there are, in one pass."""
+    ordered = sorted(sequences, key=len)
+    count = 1
+    batch = [ordered[len(ordered) // 2]]
+    while count < len(ordered):
+        count *= 2
+        few = [ordered[(2 * i + 1) * len(ordered) // (2 * count)] for i in range(min(count, len(ordered)))]
+        if sum(len(s) + SPECIALS for s in few) > min(most, TIMED_TOKENS):
+            break
+        batch = few
+    return batch
+
+
+def _of_both(predictor: Predictor, tokens: Tokens) -> Callable[[], None]:
+    """A step through encoder and head, without the optimizer's part, which is small beside it."""
+
+    def work() -> None:
+        with _learning(predictor):
+            predictor(tokens).float().square().mean().backward()
+
+    return work
+
+
+def _of_head(predictor: Predictor, sequences: Sequence[str], config: TrainConfig) -> Callable[[], None]:
+    """A step of the head alone, on numbers of no meaning."""
+    batch = _timed_batch(sequences, 1 << 30)[: config.global_batch_size or 1]
+    batch = (batch * (config.global_batch_size or 1))[: config.global_batch_size or 1]
+    lengths = tuple(len(s) if predictor.head.sees_residues else 1 for s in batch)
+    features = torch.randn(sum(lengths), predictor.features_dim)
+    pooled = predictor.head.pooled(features, lengths, torch.zeros(len(batch), dtype=torch.long)).to(predictor.device)
+    optimizer = torch.optim.AdamW(predictor.head.parameters(), lr=0.0, fused=predictor.device.type in ("cpu", "cuda"))
+
+    def work() -> None:
+        with _learning(predictor):
+            predictor.head(pooled).float().square().mean().backward()
+            optimizer.step()
+
+    return work
+
+
+@contextmanager
+def _learning(predictor: Predictor) -> Iterator[None]:
+    predictor.train()
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        predictor.eval()
+        for weight in predictor.parameters():
+            weight.grad = None
+
+
+def _steps(member: Member) -> int:
+    return member.config.max_steps or (member.config.epochs or 1) * _steps_per_epoch(member)
+
+
+def _steps_per_epoch(member: Member) -> int:
+    return -(-len(member.data.of("train")) // (member.config.global_batch_size or 1))
+
+
+def _not_kept(predictor: Predictor, config: TrainConfig, sequences: Sequence[str]) -> list[str]:
+    """The sequences, each once, that no cache has."""
+    distinct = list(dict.fromkeys(sequences))
+    cache = cache_at(config.cache) if type(predictor.head).pool is Head.pool else None
+    if cache is None:
+        return distinct
+    kind = kind_of(predictor.encoder, predictor.head.pool_name, predictor.precision)
+    found = cache.read(kind, predictor.spec.layers, distinct)
+    return [sequence for sequence, vectors in zip(distinct, found, strict=True) if vectors is None]
+
+
+def _advised(
+    data: Any, options: Mapping[str, Any], config: TrainConfig, member: Member, origin: Origin, held: int
+) -> Iterator[Advice]:
+    """What fits instead: less of the encoder that moves, or a smaller one."""
+    name = (config.tuning or {})["name"]
+    for tuning in LESS[LESS.index(name) + 1 :] if name in LESS else LESS:
+        other = replace(member.config, tuning={"name": tuning}, head=None if tuning != "frozen" else config.head)
+        own = replace(member, config=other)
+        _, chosen = _provided(other, own, origin)
+        if chosen.fits:
+            yield Advice(
+                text=f"--tuning {tuning}",
+                peak=chosen.peak + held,
+                command=command_of(data, {**options, "tuning": tuning}),
+            )
+    room = room_for(footprint_of_passing(origin.encoder, 0).weights, choose_device(config.accelerator))
+    size = sum(weight.numel() for weight in origin.encoder.parameters())
+    smaller = [
+        name for name, shape in OFFICIAL.items() if 24 * shape.num_layers * shape.embed_dim**2 < min(room, 6 * size)
+    ]
+    if smaller and not origin.source.name.startswith(RANDOM):
+        best = max(smaller, key=lambda name: OFFICIAL[name].num_layers * OFFICIAL[name].embed_dim ** 2)
+        yield Advice(text="a smaller encoder", peak=None, command=command_of(data, {**options, "encoder": best}))

@@ -1,0 +1,245 @@
+"""How far the predictions of a run can be relied on: calibrated after training, counted on the test records."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from esmtune.calibration import Bounds, Calibration, calibrate, coverage, supports
+from esmtune.classes import Classes
+from esmtune.conformal import calibration_error, rank
+from esmtune.labels import written
+from esmtune.members import Trained
+from esmtune.records import Dataset, Label, Target
+from esmtune.scaling import Scaling, fit_scaling, scaled
+from esmtune.tasks import Task
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)  # that every run with test records counts the coverage of
+USUAL_LEVEL = 0.9  # of the intervals in predictions.csv
+
+
+def mended(
+    trained: Trained, data: Dataset, method: Literal["none", "temperature", "isotonic"], seed: int
+) -> tuple[Trained, tuple[Scaling, ...], frozenset[str]]:
+    """Mend the probabilities of classes by half of the calibration sequences, which are returned too.
+
+    What the members say of the labeled points is mended with them.
+    """
+    held, members = _held_out(trained, data)
+    points = [record.sequence for record in data.of(None) for _ in record.labels]
+    names = list(dict.fromkeys(points[place] for place in held.nonzero()[0].tolist()))
+    if method == "none" or len(names) < 2:
+        return trained, (), frozenset()
+    used = frozenset(random.Random(f"scaling {seed}").sample(names, len(names) // 2))
+    places = [place for place in held.nonzero()[0].tolist() if points[place] in used]
+    scalings = tuple(_fitted(trained.task, data, members, places, method))
+    targets = [target.name for target in data.targets]
+    change = partial(scaled, trained.task, targets, scalings=scalings)
+    parts = {"draws": change(trained.draws), "answers": change(trained.answers)}
+    by_fold = {"outputs": change(trained.outputs)} if trained.by_fold else {}
+    new = replace(trained, **parts, **by_fold)
+    if not trained.by_fold:
+        new = replace(new, outputs=trained.task.average(together(new)))
+    return new, scalings, used
+
+
+def _fitted(
+    task: Task, data: Dataset, members: Float[Tensor, "members points outputs"], places: Sequence[int],
+    method: Literal["temperature", "isotonic"],
+) -> Iterator[Scaling]:  # fmt: skip
+    for place, (target, (_, part, own)) in enumerate(zip(data.targets, task.parts(), strict=True)):
+        if isinstance(part, Classes):
+            truth = part.targets([_own_labels(data, place)[p] for p in places])[:, 0]
+            known = [p for p, is_known in zip(places, truth.isfinite().tolist(), strict=True) if is_known]
+            if known:
+                yield fit_scaling(
+                    target.name, part, members[:, known][..., own], truth[truth.isfinite()].long().numpy(), method
+                )
+
+
+def calibrated(
+    trained: Trained, data: Dataset, seed: int, used: frozenset[str] = frozenset()
+) -> tuple[Calibration, ...]:
+    """Calibrate what a run trained, each target by itself, on its calibration records but those of `used` sequences.
+
+    With folds each record is scored by the member that had not seen it, and all of these scores are pooled, as if the
+    members together were no better than one (Vovk 2015, https://doi.org/10.1007/s10472-013-9368-4).
+    """
+    held, members = _held_out(trained, data)
+    sequences = [r.sequence for r in data.of(None) for _ in r.labels]
+    places = [place for place in held.nonzero()[0].tolist() if sequences[place] not in used]
+    if not places:
+        return ()
+    found = []
+    for place, (target, (_, part, own)) in enumerate(zip(data.targets, trained.task.parts(), strict=True)):
+        labels = _own_labels(data, place)
+        found.append(
+            calibrate(
+                target.name, part, members[:, places][..., own], [labels[p] for p in places],
+                [sequences[p] for p in places], seed=seed,
+            )
+        )  # fmt: skip
+    return tuple(calibration for calibration in found if calibration is not None)
+
+
+def _held_out(trained: Trained, data: Dataset) -> tuple[np.ndarray, Float[Tensor, "members points outputs"]]:
+    """Which points are for calibration, and what is said of all points by those that did not see these."""
+    given = [r.split == "calibration" for r in data.of(None) for _ in r.labels]
+    if trained.by_fold and not any(given):
+        drawn = [[r.split == "calibration" for r in m.data.of(None) for _ in r.labels] for m in trained.members]
+        return np.array([any(found) for found in zip(*drawn, strict=True)]), trained.outputs[None]
+    return np.array(given), together(trained)
+
+
+def together(trained: Trained) -> Float[Tensor, "members points outputs"]:
+    """What each member that is part of the predictor, or each draw of its dropout, says of the labeled points."""
+    kept = [n for n, m in enumerate(trained.members) if m.name not in trained.collapsed]
+    return trained.draws[kept].flatten(0, 1)
+
+
+def reliability(
+    trained: Trained, data: Dataset, calibrations: Sequence[Calibration], before: Mapping[str, float]
+) -> dict[str, Any]:
+    """Coverage and width of intervals on the test records at several levels, as `metrics.json` has them.
+
+    `before` are the calibration errors before probabilities were mended, where they were.
+    """
+    records = data.of(None)
+    points = [record for record in records for _ in record.labels]
+    places = [place for place, record in enumerate(points) if record.split == "test"]
+    sequences = [points[place].sequence for place in places]
+    answers = together(trained)[:, places]
+    of_targets: dict[str, Any] = {}
+    for place, (target, (_, part, own)) in enumerate(zip(data.targets, trained.task.parts(), strict=True)):
+        found = next((c for c in calibrations if c.target == target.name), None)
+        if found is None:
+            continue
+        labels = _own_labels(data, place)
+        known = [labels[p] for p in places]
+        each = {f"{level:g}": coverage(found, part, answers[..., own], known, sequences, level) for level in LEVELS}
+        levels = {level: figures for level, figures in each.items() if figures is not None}
+        of_targets[target.name] = {"method": found.method, "records": found.records, "levels": levels}
+        ece = before.get(target.name), _calibration_error(part, answers[..., own], known)
+        if ece[1] is not None:
+            of_targets[target.name] |= {"ece": ece[1]} | ({} if ece[0] is None else {"ece_before": ece[0]})
+    if not of_targets:
+        return {}
+    return {"calibration": of_targets[data.targets[0].name] if len(data.targets) == 1 else {"targets": of_targets}}
+
+
+def calibration_errors(trained: Trained, data: Dataset) -> dict[str, float]:
+    """The expected calibration error of the test records, of each target with classes."""
+    places = [n for n, split in enumerate(r.split for r in data.of(None) for _ in r.labels) if split == "test"]
+    answers, found = together(trained)[:, places], {}
+    for place, (target, (_, part, own)) in enumerate(zip(data.targets, trained.task.parts(), strict=True)):
+        labels = _own_labels(data, place)
+        found[target.name] = _calibration_error(part, answers[..., own], [labels[p] for p in places])
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _calibration_error(
+    part: Task, answers: Float[Tensor, "members points outputs"], labels: Sequence[Label]
+) -> float | None:
+    known = [place for place, label in enumerate(labels) if label is not None]
+    if not isinstance(part, Classes) or not known:
+        return None
+    outputs = part.average(answers[:, known])
+    confidence = np.array(list(part.probabilities(outputs).values()), dtype=np.float64).max(0)
+    pairs = zip(part.predict(outputs), known, strict=True)
+    return calibration_error(np.array([label == labels[place] for label, place in pairs], dtype=bool), confidence)
+
+
+def _own_labels(data: Dataset, place: int) -> list[Label]:
+    labels = [label for r in data.of(None) for label in r.labels]
+    if len(data.targets) == 1:
+        return labels
+    return [None if x is None else x[place] for x in labels]  # pyright: ignore[reportIndexIssue]
+
+
+def is_possible(found: Calibration, level: float) -> bool:
+    """Whether there are enough calibration points for a level."""
+    return rank(found.records, level) is not None
+
+
+def check_level(
+    task: Task, targets: Sequence[Target], calibrations: Sequence[Calibration], level: float, *, conditional: bool
+) -> list[str]:
+    """Refuse a level for which there is no interval; returns what is to be known of it, as sentences.
+
+    Raises:
+        ValueError: if a predictor was not calibrated, no target can be, or the level takes more points.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"interval is {level}, expected a share between 0 and 1, such as 0.9.")
+    parts = list(zip(targets, task.parts(), strict=True))
+    possible = [target.name for target, (_, part, _) in parts if supports(part)]
+    if not possible:
+        kinds = ", ".join(dict.fromkeys(target.kind for target in targets))
+        raise ValueError(f"there are no intervals or sets of a {kinds} task: they are of numbers, classes and grades.")
+    if not calibrations:
+        raise ValueError(
+            "this predictor is not calibrated: no records were kept for it. Train it with 40 validation sequences or "
+            "more, with --calibration-fraction 0.5, or with rows whose split is calibration."
+        )
+    said = [f"No intervals for {target.name!r}." for target, (_, part, _) in parts if not supports(part)]
+    for found in calibrations:
+        part = next(part for target, (_, part, _) in parts if target.name == found.target)
+        if conditional and part.reads != "name":
+            raise ValueError(f"{found.target!r} has no classes: leave out --conditional.")
+        found.check(level, conditional=conditional)
+        few = found.too_few(level) if conditional else []
+        unseen = sorted(set(getattr(part, "classes", ())) - {s.group for s in found.strata}) if conditional else []
+        if few or unseen:
+            names = ", ".join(sorted({*few, *unseen}))
+            said.append(f"Classes with too few calibration points for {level:g}, which are in every set: {names}.")
+    return said
+
+
+def bound_columns(
+    task: Task, targets: Sequence[Target], calibrations: Sequence[Calibration],
+    answers: Float[Tensor, "members points outputs"], counts: Sequence[int], level: float, *, conditional: bool = False,
+) -> pl.DataFrame:  # fmt: skip
+    """Intervals or sets of points in the form of the labels: `lower` and `upper`, or `set`, a row a sequence.
+
+    The classes of a set are joined by `;`, per residue by `,`. Of several targets each column ends in its name. What is
+    not finite has none.
+    """
+    columns: list[pl.Series] = []
+    for target, (name, part, place) in zip(targets, task.parts(), strict=True):
+        found = next((c for c in calibrations if c.target == target.name), None)
+        if found is None:
+            continue
+        members = answers[..., place]
+        finite = members.isfinite().all(-1).all(0)
+        bounds = found.bounds(part, torch.where(finite[:, None], members, 0.0), level, conditional=conditional)
+        end = f"_{name}" if name else ""
+        for column, values in _texts(bounds, target).items():
+            known = [value if is_finite else None for value, is_finite in zip(values, finite.tolist(), strict=True)]
+            columns.append(_series(f"{column}{end}", known, target, counts, part.reads))
+    return pl.DataFrame(columns)
+
+
+def _texts(bounds: Bounds, target: Target) -> dict[str, list[Label]]:
+    if bounds.sets is None:
+        return {"lower": bounds.lower or [], "upper": bounds.upper or []}
+    between = ";" if target.form == "one" else ","
+    return {"set": [between.join(names) for names in bounds.sets]}
+
+
+def _series(name: str, values: Sequence[Label], target: Target, counts: Sequence[int], reads: str) -> pl.Series:
+    number = reads == "number"
+    if target.form == "one":
+        return pl.Series(name, values, dtype=pl.Float64 if number else pl.String)
+    plain = replace(target, form="separated" if target.form == "letters" and name.startswith("set") else target.form)
+    given = iter(values)
+    cells = [written(plain, [next(given) for _ in range(count)]) for count in counts]
+    if target.form == "list":
+        return pl.Series(name, cells, dtype=pl.List(pl.Float64 if number else pl.String))
+    return pl.Series(name, cells, dtype=pl.String)
