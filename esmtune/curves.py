@@ -170,7 +170,7 @@ def more_labels(points: Sequence[dict[str, Any]], metric: str, times: int = 2) -
     if explained < GOOD_FIT:
         return result | {"text": text.format("the scores do not rise steadily with the labels")}
     gains = _gains(records, law(records), spread, weights, times)
-    gain, (low, high) = float(law(whole) - law(times * whole)), np.quantile(gains, (0.05, 0.95)).tolist()
+    gain, (low, high) = float(law(float(whole)) - law(float(times * whole))), np.quantile(gains, (0.05, 0.95)).tolist()
     direction = "-" if sign > 0 else "+"
     said = (
         f"Twice the labels ({times * whole:,} instead of {whole:,} training records) would bring about "
@@ -202,4 +202,4 @@ def _gains(
 ) -> Float[np.ndarray, "draws"]:  # fmt: skip
     draws = np.random.default_rng(0).normal(errors, spread, (DRAWS, len(errors)))
     laws = [fit_power_law(records, drawn, weights) for drawn in draws]
-    return np.array([law(records.max()) - law(times * records.max()) for law in laws])
+    return np.array([law(float(records.max())) - law(float(times * records.max())) for law in laws])

@@ -124,8 +124,8 @@ def search(
     try:
         chosen = choose(
             config, curated.dataset, folds, _scheme(config, curated), limits=limits, budget=budget, jobs=jobs,
-            nested=nested,
-            file=None if path is None else path / FILE, identity=json.loads(json.dumps(identity)), keep=keep, watch=hear,
+            nested=nested, file=None if path is None else path / FILE, identity=json.loads(json.dumps(identity)),
+            keep=keep, watch=hear,
         )  # fmt: skip
     except ValueError:
         if path is not None and not goes_on and not (path / "trials.csv").exists():

@@ -3,6 +3,7 @@
 import json
 import random
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_a_search_does_not_read_the_test_rows(table, tiny, monkeypatch):
     from esmtune.esm2 import Tokens
 
     run = esmtune.train(table, encoder=str(tiny), max_steps=1)
-    rows = [line.split(",")[0] for line in open(table).read().splitlines()[1:]]
+    rows = [line.split(",")[0] for line in Path(table).read_text().splitlines()[1:]]
     tests = {rows[int(place) - 2] for place in run.predictions.filter(run.predictions["split"] == "test")["id"]}
     assert len(tests) == 6
     seen, read = set(), Tokens.of.__func__
@@ -74,7 +75,7 @@ def test_folds_of_a_search_go_by_identity_where_the_split_does(tiny, monkeypatch
         first = "".join(random.Random(family).choices(LETTERS, k=60))
         for member in range(5):
             place = member * 3 + 1
-            rows.append((first[:place] + "A" + first[place + 1 :], float(family + member)))
+            rows.append((first[:place] + "A" + first[place + 1 :], family + member + 0.5))
     benches = []
     real = choosing._Searching.__init__
     monkeypatch.setattr(
