@@ -12,7 +12,6 @@ from esmtune.config import Accelerator, Pooling, Precision
 from esmtune.curation import curate_labeled, refuse, skipped
 from esmtune.datasets import find_columns, read_rows
 from esmtune.events import Notice, Watcher, silent
-from esmtune.memory import peak_memory
 from esmtune.nearness import nearness_of, read_training
 from esmtune.readers import read
 from esmtune.records import Split, Table, Target
@@ -108,7 +107,6 @@ def evaluate(
     result |= _by_nearness(run, predictor, sequences, scores)
     if out is not None:
         write_json(result, Path(out))
-    watch(Notice(peak_memory().text))
     return result
 
 
@@ -245,7 +243,6 @@ def predict(
         )
     if out is not None:
         write_table(frame, Path(out))
-    watch(Notice(peak_memory().text))
     return frame
 
 
@@ -324,7 +321,6 @@ def embed(
     embeddings = Embeddings(ids=[r.id for r in rows.records], vectors=vectors, lengths=lengths, about=about)
     if out is not None:
         write_embeddings(embeddings, Path(out))
-    watch(Notice(peak_memory().text))
     return embeddings
 
 
