@@ -181,7 +181,7 @@ class _Searching:
             asking.tell(number, outcome)
             last = next((t for t in asking.told() if outcome.state != "stopped" and t.seconds == outcome.seconds), None)
             if last is not None and outcome.state == "failed":
-                self.watch(Notice(f"Trial {last.number + len(before)} failed: {outcome.reason}."))
+                self.watch(Notice(f"Trial {last.number + len(before)} failed: {outcome.reason.rstrip('.')}."))
                 if not before and not last.settings and not last.number:
                     raise ValueError(f"what train does by itself fails already: {outcome.reason}")
             found = known()

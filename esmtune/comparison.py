@@ -116,7 +116,13 @@ def gain(side: Side, best: str, metric: str, sampled: Bootstrap | None) -> dict[
     low, high = (None, None) if bounds is None else sorted(sign * x for x in bounds)
     difference = sign * (value - base)
     found = {"metric": metric, "baseline": best, "difference": difference, "low": low, "high": high}
-    return found | {"text": _sentence(side, found, value, sampled and sampled.interval(PREDICTOR, metric))}
+    text = _sentence(side, found, value, sampled and sampled.interval(PREDICTOR, metric))
+    known = {name: own.get(metric) for name, own in side.scores().items()}
+    above = {name: x for name, x in known.items() if x is not None and sign * x > sign * base}
+    if above:  # it was not the best where the best was chosen
+        top = max(above, key=lambda name: sign * above[name])
+        text += f" On these rows {named(top)} does better than that baseline: {_number(above[top], metric)}."
+    return found | {"text": text}
 
 
 def _sentence(side: Side, found: Mapping[str, Any], value: float, interval: Sequence[float] | None) -> str:

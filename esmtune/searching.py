@@ -174,7 +174,7 @@ def _curated(data: Any, config: TrainConfig) -> tuple[Curated, int]:
     records = tuple(r for r in dataset.records if r.split != "test" and r.is_labeled)
     if config.folds is None and not _says_valid(data, config, curated):
         records = tuple(replace(r, split="train") for r in records)
-        folds = min(SEARCH_FOLDS, len({r.sequence for r in records}))
+        folds = min(SEARCH_FOLDS, max(2, len({r.sequence for r in records}) // 2))  # of two sequences or more
     else:
         folds = curated.folds
         if folds == 1 and not any(r.split == "valid" for r in records):

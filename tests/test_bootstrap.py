@@ -1,6 +1,7 @@
 """Intervals agree with SciPy's, hold what they should as often as they say, and pairs tell a gain from chance."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,6 +126,23 @@ def test_a_gain_of_nothing_is_called_one_as_rarely_as_chance_has_it():
         gained = comparison([side(one, other, truth.tolist())], "pearson")["gain"]["test"]
         false_alarms += not gained["low"] <= 0 <= gained["high"]
     assert false_alarms <= 7
+
+
+def test_a_baseline_that_is_better_on_the_test_rows_alone_is_named():
+    labels, good = drawn(200, 0.5, seed=2)
+    _, fair = drawn(200, 0.65, seed=2)
+    _, poor = drawn(200, 0.8, seed=2)
+
+    def held(split: str, one_hot: np.ndarray, composition: np.ndarray) -> Side:
+        made = side(fair, one_hot, labels, split=split)
+        return replace(
+            made, baselines={**made.baselines, "composition": outputs_of(Regression.fit(labels), composition)}
+        )
+
+    text = comparison([held("valid", good, poor), held("test", poor, good)], "spearman")["gain"]["test"]["text"]
+    best = f"{spearmanr(labels, good).statistic:.3f}".lstrip("0")
+    assert "the best baseline, one-hot ridge" in text
+    assert text.endswith(f"On these rows composition does better than that baseline: {best}.")
 
 
 def test_what_is_better_when_lower_is_told_so():

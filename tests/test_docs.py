@@ -249,7 +249,7 @@ def test_a_block_that_cannot_be_run_or_read_is_refused(text, message):
 
 
 def options_of_the_command_line(shell) -> set[str]:
-    commands = ([], ["train"], ["evaluate"], ["predict"], ["embed"], ["split"])
+    commands = ([], ["train"], ["evaluate"], ["predict"], ["embed"], ["split"], ["search"], ["compare"])
     text = "".join(shell(*words, "--help").out for words in commands)
     return {name.split(".")[0] for name in re.findall(r"--[a-z][\w.-]*", text)}
 
