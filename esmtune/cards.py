@@ -16,7 +16,7 @@ from esmtune.circumstances import (
     task_in_words,
 )
 from esmtune.judgements import better_baselines, chief_metric, scores_table, verdict
-from esmtune.metrics import LOWER_IS_BETTER
+from esmtune.metrics import sign_of
 from esmtune.outcomes import Outcome
 from esmtune.pages import Rows
 from esmtune.phrases import ESM2_BIBTEX, METHODS, NO_CALIBRATION, NO_INTERVALS, NO_TEST, metric_name, number, share
@@ -138,7 +138,7 @@ def _of_scores(outcome: Outcome) -> Iterator[str]:
     if metric is None:
         return
     chief = metric_name(metric)
-    direction = "less" if metric.rpartition(".")[2] in LOWER_IS_BETTER else "more"
+    direction = "less" if sign_of(metric) < 0 else "more"
     yield f"{marked(chief)} is what it is first judged by; {direction} is better."
     if told := better_baselines(outcome):
         yield marked(told)

@@ -13,7 +13,7 @@ from esmtune.config import TOKENS_PER_BATCH, TrainConfig
 from esmtune.events import Notice, Progress, Watcher, silent
 from esmtune.journal import Journal
 from esmtune.members import members_of, scores_of, train_members
-from esmtune.metrics import LOWER_IS_BETTER
+from esmtune.metrics import sign_of
 from esmtune.partition import dealt
 from esmtune.processes import terminable
 from esmtune.records import Dataset
@@ -72,7 +72,7 @@ def choose(
         tokens_per_batch=config.tokens_per_batch or TOKENS_PER_BATCH, report=False,
     )  # fmt: skip
     metric = config.metric or fit_task(data, config.task).metric
-    direction: Literal["minimize", "maximize"] = "minimize" if metric in LOWER_IS_BETTER else "maximize"
+    direction: Literal["minimize", "maximize"] = "maximize" if sign_of(metric) > 0 else "minimize"
     bench = Bench(config=fixed, data=dealt(data, scheme, folds), folds=folds, metric=metric, scheme=scheme)
     if nested and folds == 1:
         raise ValueError("nested splits the rows into folds, but the data say which are for validation: leave it out.")
@@ -250,7 +250,7 @@ def verdict_of(
     if len(best) != len(defaults) or len(best) < 2:
         text = f"{what} cannot be compared with the defaults: one of them failed on {where}. Use the defaults."
         return Verdict(is_better=None, best=tuple(best), defaults=tuple(defaults), text=text)
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = sign_of(metric)
     differences = [sign * (one - other) for one, other in zip(best, defaults, strict=True)]
     mean, count = statistics.fmean(differences), len(differences)
     correction = 1 / (folds - 1) if folds > 1 else 0.0  # test rows over training rows of a fold

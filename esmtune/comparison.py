@@ -17,7 +17,7 @@ from esmtune.config import LAYERS, Pooling, Precision
 from esmtune.embedding import embed_sequences
 from esmtune.esm2 import ESM2, Tokens
 from esmtune.events import Notice, Watcher
-from esmtune.metrics import LOWER_IS_BETTER
+from esmtune.metrics import sign_of
 from esmtune.predictor import find_encoder
 from esmtune.records import Label, Level, Record
 from esmtune.tasks import Task
@@ -90,7 +90,7 @@ def _intervals(sampled: Bootstrap, name: str, metrics: Mapping[str, Any]) -> dic
 
 
 def _best(scores: Mapping[str, Mapping[str, Mapping[str, Any]]], split: str, metric: str) -> str | None:
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = sign_of(metric)
     for where in dict.fromkeys(("valid" if "valid" in scores else split, split)):
         known = {
             name: sign * own[metric]
@@ -111,7 +111,7 @@ def gain(side: Side, best: str, metric: str, sampled: Bootstrap | None) -> dict[
     base = side.ignorant.scores(side.baselines[best], side.labels).get(metric)
     if value is None or base is None:
         return None
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = sign_of(metric)
     bounds = sampled.difference(PREDICTOR, best, metric) if sampled else None
     low, high = (None, None) if bounds is None else sorted(sign * x for x in bounds)
     difference = sign * (value - base)
@@ -126,7 +126,7 @@ def gain(side: Side, best: str, metric: str, sampled: Bootstrap | None) -> dict[
 
 
 def _sentence(side: Side, found: Mapping[str, Any], value: float, interval: Sequence[float] | None) -> str:
-    metric, low, high, lower = found["metric"], found["low"], found["high"], found["metric"] in LOWER_IS_BETTER
+    metric, low, high, lower = found["metric"], found["low"], found["high"], sign_of(found["metric"]) < 0
     proteins = len({record.sequence for record in side.records})
     better = found["difference"] >= 0
     ends = (low, high) if better or low is None else (-high, -low)

@@ -1,28 +1,35 @@
 """Two runs on the same records: how far their scores are apart, how sure that is, and whether they are wrong alike."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
 
+from esmtune.drawing import LEAST, affordable, interval_of, resampled
 from esmtune.judgements import CHIEF
 from esmtune.metrics import (
-    LOWER_IS_BETTER,
     Scores,
     classification_scores,
     multilabel_scores,
     ordinal_scores,
     regression_scores,
+    sign_of,
 )
 from esmtune.outcomes import Points
 from esmtune.phrases import interval, metric_name, number
+from esmtune.resamples import (
+    Counts,
+    Resampled,
+    classification_resampled,
+    multilabel_resampled,
+    ordinal_resampled,
+    regression_resampled,
+)
 
-RESAMPLES = 1000
-FEWEST = 100  # resamples, where there are very many points
 WORK = 4e7  # resampled points of a run, beyond which there are fewer resamples
-LEAST = 10  # sequences, below which an interval or a test would say more than is known
 SIGNIFICANT = 0.05
 
 
@@ -47,10 +54,10 @@ def contests(names: Sequence[str], found: Sequence[Points], seed: int) -> tuple[
     """The scores of each run on the same points, and every pair of runs."""
     scorer = scorer_of(found[0])
     scores = {name: scorer(points) for name, points in zip(names, found, strict=True)}
-    resampled = _resampled(found, seed)
+    drawn = _resampled(found, seed)
     pairs = [
         _pair((names[a], names[b]), (found[a], found[b]), (scores[names[a]], scores[names[b]]),
-              None if resampled is None else (resampled[a], resampled[b]))
+              None if drawn is None else (drawn[a], drawn[b]))
         for a, b in itertools.combinations(range(len(found)), 2)
     ]  # fmt: skip
     return scores, pairs
@@ -89,32 +96,16 @@ def _grades(points: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return labels, said, means
 
 
-def _resampled(found: Sequence[Points], seed: int) -> list[Mapping[str, np.ndarray]] | None:
+def _resampled(found: Sequence[Points], seed: int) -> list[Resampled] | None:
     """The metrics of each run on the same resamples of sequences; None of too few."""
-    records = found[0].record
-    count = int(records.max()) + 1
-    if len(np.unique(records)) < LEAST:
+    records = found[0].record.tolist()
+    if len(set(records)) < LEAST:
         return None
-    random = np.random.default_rng(seed)
-    resamples = int(min(RESAMPLES, max(FEWEST, WORK / len(records))))
-    step = max(1, min(resamples, 2_000_000 // len(records)))
-    parts: list[list[Mapping[str, np.ndarray]]] = [[] for _ in found]
-    for start in range(0, resamples, step):
-        drawn = random.integers(count, size=(min(step, resamples - start), count))
-        counts = np.stack([np.bincount(row, minlength=count) for row in drawn], axis=1).astype(np.float64)[records]
-        for own, points in zip(parts, found, strict=True):
-            own.append(_metrics_of(points, counts))
-    return [{name: np.concatenate([part[name] for part in own]) for name in own[0]} for own in parts]
+    measures = [partial(_metrics_of, points) for points in found]
+    return resampled(measures, records, affordable(WORK / len(records)), seed)
 
 
-def _metrics_of(points: Points, counts: np.ndarray) -> Mapping[str, np.ndarray]:
-    from esmtune.resamples import (
-        classification_resampled,
-        multilabel_resampled,
-        ordinal_resampled,
-        regression_resampled,
-    )
-
+def _metrics_of(points: Points, counts: Counts) -> Resampled:
     if points.reads == "number":
         return regression_resampled(points.labels, points.predictions, counts)
     if points.reads == "names":
@@ -126,19 +117,16 @@ def _metrics_of(points: Points, counts: np.ndarray) -> Mapping[str, np.ndarray]:
 
 def _pair(
     names: tuple[str, str], found: tuple[Points, Points], scores: tuple[Scores, Scores],
-    resampled: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]] | None,
+    drawn: tuple[Resampled, Resampled] | None,
 ) -> Pair:  # fmt: skip
     metric = CHIEF.get(found[0].target.kind, next(iter(scores[0])))
     metric = metric if metric in scores[0] else next(iter(scores[0]))
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = sign_of(metric)
     a, b = scores[0].get(metric), scores[1].get(metric)
     difference = None if a is None or b is None else sign * (a - b)
     low = high = None
-    if resampled is not None and difference is not None:
-        apart = sign * (resampled[0][metric] - resampled[1][metric])
-        known = apart[np.isfinite(apart)]
-        if 2 * len(known) >= len(apart):
-            low, high = (float(x) for x in np.quantile(known, (0.025, 0.975)))
+    if drawn is not None and difference is not None:
+        low, high = interval_of(sign * (drawn[0][metric] - drawn[1][metric])) or (None, None)
     test, p = paired_test(*found)
     return Pair(
         target=found[0].target.name, first=names[0], second=names[1], metric=metric, difference=difference, low=low,

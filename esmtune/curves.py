@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from esmtune.config import SHARES, TrainConfig
 from esmtune.members import Member, Trained, members_of, scores_of
-from esmtune.metrics import LOWER_IS_BETTER, Scores
+from esmtune.metrics import Scores, sign_of
 from esmtune.records import Dataset
 from esmtune.subsets import share_of
 from esmtune.tasks import task
@@ -148,7 +148,7 @@ def more_labels(points: Sequence[dict[str, Any]], metric: str, times: int = 2) -
     taken to shrink with the root of the number of labels. Where the law does not account for the points, or they
     do not differ by more than the noise, `gain` is None and the text says so.
     """
-    sign = 1 if metric in LOWER_IS_BETTER else -1
+    sign = -sign_of(metric)
     used = [point for point in points if point["scores"].get(metric) is not None]
     whole = points[-1]["records"]
     text = f"What more labels would bring cannot be told: {{}} ({metric}, {whole:,} training records)."

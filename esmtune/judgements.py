@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from esmtune.charts import bar_chart
-from esmtune.metrics import LOWER_IS_BETTER
+from esmtune.metrics import sign_of
 from esmtune.outcomes import Outcome, Scores
 from esmtune.pages import Part, Rows, Section, Text
 from esmtune.phrases import (
@@ -55,7 +55,7 @@ def best_baseline(outcome: Outcome, metric: str) -> str | None:
     named = outcome.of_judged("gain").get("baseline")
     if named in outcome.baselines and outcome.baselines[named].get(metric) is not None:
         return named
-    sign = -1 if metric.rpartition(".")[2] in LOWER_IS_BETTER else 1
+    sign = sign_of(metric)
     known = {n: sign * value for n, s in outcome.baselines.items() if (value := s.get(metric)) is not None}
     return max(known, key=lambda name: known[name]) if known else None
 
@@ -148,7 +148,7 @@ def better_baselines(outcome: Outcome) -> str:
     value = outcome.scores.get(metric) if metric else None
     if metric is None or value is None:
         return ""
-    sign = -1 if metric.rpartition(".")[2] in LOWER_IS_BETTER else 1
+    sign = sign_of(metric)
     found = {n: own for n, s in outcome.baselines.items() if (own := s.get(metric)) is not None}
     better = [f"{name} ({number(own)})" for name, own in found.items() if sign * own > sign * value]
     if not better:
@@ -177,7 +177,7 @@ def _chief_chart(outcome: Outcome) -> Iterator[Part]:
         return
     absent = [name for name in outcome.baselines if name not in known]
     ends = [intervals.get(name) or (None, None) for name in known]
-    better = "less is better" if metric.rpartition(".")[2] in LOWER_IS_BETTER else "more is better"
+    better = "less is better" if sign_of(metric) < 0 else "more is better"
     told = [f"{name}: {number(v)} {interval(e)}".strip() for (name, v), e in zip(known.items(), ends, strict=True)]
     yield bar_chart(
         f"{metric_name(metric)} beside baselines", list(known), list(known.values()),

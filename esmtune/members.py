@@ -24,7 +24,7 @@ from esmtune.features import Kept
 from esmtune.journal import Entry, Journal, asked_to_stop
 from esmtune.masking import Masking, guessed
 from esmtune.memory import give_back_at_once
-from esmtune.metrics import LOWER_IS_BETTER, Scores
+from esmtune.metrics import Scores, sign_of
 from esmtune.partition import with_calibration
 from esmtune.predictor import Predictor
 from esmtune.processes import launched
@@ -277,7 +277,7 @@ def _collapsed(members: Sequence[Member], fitted: Sequence[Fitted], fitted_task:
     if metric is None or metric == "loss" or sum(label is not None for label in labels) < ENOUGH:
         return lost if len(lost) < len(members) else []
     base: float = fitted_task.scores(fitted_task.baseline(len(labels)), labels)[metric] or 0.0
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = sign_of(metric)
     gains: list[float | None] = []
     for found in fitted:
         scores: Scores = found.best.get("valid", {})

@@ -2,13 +2,22 @@
 
 import math
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 LOWER_IS_BETTER = frozenset(("rmse", "mae", "perplexity", "hamming_loss", "loss"))
 Scores = dict[str, float | None]
+
+
+def sign_of(metric: str) -> Literal[1, -1]:
+    """What to multiply a metric by, so that more is better; the metric may stand after its target.
+
+    >>> sign_of("spearman"), sign_of("rmse"), sign_of("tm.rmse")
+    (1, -1, -1)
+    """
+    return -1 if metric.rpartition(".")[2] in LOWER_IS_BETTER else 1
 
 
 def regression_scores(labels: Float[np.ndarray, "points"], predictions: Float[np.ndarray, "points"]) -> Scores:

@@ -44,10 +44,10 @@ class Search:
     @property
     def ranked(self) -> "list[Trial]":
         """The trials that came to an end, the best first."""
-        from esmtune.metrics import LOWER_IS_BETTER
+        from esmtune.metrics import sign_of
 
         done = [trial for trial in self.trials if trial.value is not None]
-        sign = 1 if self.metric in LOWER_IS_BETTER else -1
+        sign = -sign_of(self.metric)
         return sorted(done, key=lambda trial: sign * (trial.value or 0.0))
 
     @property

@@ -5,7 +5,7 @@ from typing import Any
 
 from esmtune.config import TrainConfig
 from esmtune.events import Notice, Watcher
-from esmtune.metrics import LOWER_IS_BETTER, Scores
+from esmtune.metrics import Scores, sign_of
 from esmtune.records import Label
 from esmtune.tasks import Task
 
@@ -29,7 +29,7 @@ def better(entry: dict[str, Any], best: dict[str, Any], metric: str) -> bool:
     if metric == "loss":
         return entry["valid_loss"] < best["valid_loss"]
     new, old = entry["valid"][metric], best["valid"][metric]
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = sign_of(metric)
     return new is not None and (old is None or sign * new > sign * old)
 
 

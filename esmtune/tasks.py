@@ -27,7 +27,7 @@ from torch import Tensor
 from esmtune.alphabet import SYMBOLS
 from esmtune.classes import Binary, Multiclass, Named, counted
 from esmtune.kinds import Task, Total, task, weighed
-from esmtune.metrics import LOWER_IS_BETTER, Scores, language_scores
+from esmtune.metrics import Scores, language_scores, sign_of
 from esmtune.multilabel import Multilabel
 from esmtune.ordinal import Ordinal
 from esmtune.records import Label
@@ -205,7 +205,7 @@ class Multitask(Task):
             scores |= {f"{name}.{metric}": value for metric, value in found.items()}
             value = found[part.metric]
             if len({x for x in own if x is not None}) > 1:
-                own_metrics.append(-value if value is not None and part.metric in LOWER_IS_BETTER else value)
+                own_metrics.append(None if value is None else sign_of(part.metric) * value)
         is_defined = own_metrics and None not in own_metrics
         return scores | {"mean": math.fsum(own_metrics) / len(own_metrics) if is_defined else None}
 
@@ -216,7 +216,7 @@ class Multitask(Task):
             scores = part.resampled(outputs[:, place], own, counts)
             found |= {f"{name}.{metric}": values for metric, values in scores.items()}
             if len({x for x in own if x is not None}) > 1:
-                own_metrics.append((-1 if part.metric in LOWER_IS_BETTER else 1) * scores[part.metric])
+                own_metrics.append(sign_of(part.metric) * scores[part.metric])
         unknown = np.full(counts.shape[1], np.nan)
         return found | {"mean": np.mean(own_metrics, axis=0) if own_metrics else unknown}
 

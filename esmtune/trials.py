@@ -14,7 +14,7 @@ from esmtune.events import Notice, Progress, silent
 from esmtune.features import Kept
 from esmtune.journal import Journal
 from esmtune.members import fitted_members, members_of
-from esmtune.metrics import LOWER_IS_BETTER
+from esmtune.metrics import sign_of
 from esmtune.partition import dealt
 from esmtune.records import Dataset
 from esmtune.schemes import Scheme
@@ -121,7 +121,7 @@ class _Ear:
         value = event.scores.get(self.metric)
         if value is None:
             return
-        choose = min if self.metric in LOWER_IS_BETTER else max
+        choose = max if sign_of(self.metric) > 0 else min
         self.best = value if self.best is None else choose(self.best, value)
         tenth = min(TENTHS - 1, TENTHS * event.done // max(1, event.total))
         if tenth > self.told:

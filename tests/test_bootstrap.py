@@ -9,8 +9,9 @@ import torch
 from scipy.stats import bootstrap as scipy_bootstrap
 from scipy.stats import spearmanr
 
-from esmtune.bootstrap import bootstrap, interval_of
+from esmtune.bootstrap import bootstrap
 from esmtune.comparison import Side, comparison
+from esmtune.drawing import interval_of
 from esmtune.records import Record
 from esmtune.tasks import Regression
 

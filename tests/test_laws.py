@@ -11,7 +11,7 @@ from esmtune.distributions import distribution
 from esmtune.esm2 import Tokens
 from esmtune.heads import head
 from esmtune.losses import class_loss, loss, ranking
-from esmtune.metrics import LOWER_IS_BETTER
+from esmtune.metrics import sign_of
 from esmtune.records import Marks
 from esmtune.tasks import Multitask, Regression, task
 from esmtune.tuning import tuning
@@ -339,7 +339,7 @@ def test_what_a_loss_leads_to_reads_as_the_label_and_has_the_best_scores(spec):
         perfect = {"rmse": 0, "mae": 0, "hamming_loss": 0, "perplexity": 1}.get(metric, 1)
         if value is not None:
             assert value == pytest.approx(perfect, abs=0.02), name
-            assert (worst[name] - value) * (1 if metric in LOWER_IS_BETTER else -1) > 0, name
+            assert (worst[name] - value) * -sign_of(metric) > 0, name
 
 
 @over_tasks

@@ -11,6 +11,7 @@ import esmtune
 from esmtune import events
 from esmtune.config import TrainConfig
 from esmtune.members import members_of
+from esmtune.selection import better
 from tests.conftest import TEN
 
 ROWS = [(sequence, len(sequence) / 10 + number % 3) for number, sequence in enumerate(TEN)]
@@ -145,3 +146,10 @@ def test_members_of_a_run_have_all_records():
         ids = {split: {r.id for r in member.data.of(split)} for split in ("train", "valid", "test")}
         assert ids["train"] | ids["valid"] | ids["test"] == {r.id for r in curated.dataset.records}
         assert not ids["train"] & ids["valid"]
+
+
+@pytest.mark.parametrize(("metric", "wins"), [("rmse", 0.2), ("tm.rmse", 0.2), ("spearman", 0.7), ("tm.spearman", 0.7)])
+def test_weights_are_chosen_in_the_direction_of_the_metric_also_of_one_of_several_targets(metric, wins):
+    entries = [{"valid": {metric: value}} for value in (0.2, 0.7)]
+    best = entries[1] if better(entries[1], entries[0], metric) else entries[0]
+    assert best["valid"][metric] == wins

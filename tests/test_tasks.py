@@ -17,7 +17,7 @@ from esmtune import losses
 from esmtune.alphabet import INDEX, SYMBOLS
 from esmtune.classes import natural
 from esmtune.losses import class_loss, loss, ranking
-from esmtune.metrics import LOWER_IS_BETTER, classification_scores, multilabel_scores, ordinal_scores, regression_scores
+from esmtune.metrics import classification_scores, multilabel_scores, ordinal_scores, regression_scores, sign_of
 from esmtune.records import Censored, Marks
 from esmtune.tasks import (
     MLM,
@@ -624,7 +624,8 @@ def test_what_is_better_when_lower_counts_with_a_minus():
     outputs, labels = draw(4, 2), [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0), (4.0, 4.0)]
     scores = both.scores(outputs, labels)
     assert scores["mean"] == pytest.approx((scores["y.spearman"] - scores["x.rmse"]) / 2)
-    assert {"rmse", "mae", "perplexity", "loss", "hamming_loss"} <= LOWER_IS_BETTER
+    assert {sign_of(name) for name in ("rmse", "mae", "perplexity", "loss", "hamming_loss", "tm.rmse")} == {-1}
+    assert sign_of("spearman") == sign_of("tm.spearman") == sign_of("loss.mcc") == 1
 
 
 def test_a_multitask_compares_if_one_of_its_tasks_does():
