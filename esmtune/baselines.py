@@ -16,14 +16,14 @@ from torch import Tensor
 
 from esmtune.alphabet import AMINO_ACIDS, INDEX
 from esmtune.classes import LEAST_SHARE, Binary, Named
-from esmtune.descriptors import Variants, composition, placed, windows
+from esmtune.descriptors import WildType, composition, placed, windows
 from esmtune.events import Notice, Watcher
 from esmtune.kinds import Task
 from esmtune.linear import LEAST, affordable_points, linear_map, sparse_map
 from esmtune.multilabel import Multilabel
 from esmtune.neighbors import nearest
 from esmtune.ordinal import Ordinal
-from esmtune.records import Label, Level, Record
+from esmtune.records import Label, Level, Record, of_target
 from esmtune.regression import Regression
 
 ROWS = 20_000  # training sequences that a map is found of
@@ -104,8 +104,12 @@ def outputs_of_baselines(
         except (ValueError, ArithmeticError, RuntimeError, MemoryError) as error:  # what was trained must not be lost
             watch(Notice(f"Baseline {name}: not to be had ({type(error).__name__}: {error})."))
             continue
-        if outputs is not None and outputs.isfinite().all():
-            found[name] = outputs.double()
+        if outputs is None:
+            continue
+        if not outputs.isfinite().all():
+            watch(Notice(f"Baseline {name}: not to be had (its outputs are not finite)."))
+            continue
+        found[name] = outputs.double()
     return found
 
 
@@ -116,8 +120,7 @@ def _together(
     """The outputs for all targets, side by side; None if one of them has none."""
     columns = []
     for place, (_, part, _) in enumerate(task.parts()):
-        several = len(task.parts()) > 1
-        pair = [Points(rows, _labels(rows, place if several else None), level) for rows in (train, asked)]
+        pair = [Points(rows, _labels(rows, place, task), level) for rows in (train, asked)]
         column = baseline(part, pair[0], pair[1], means, watch)
         if column is None:
             return None
@@ -147,11 +150,8 @@ def _ignorant(task: Task) -> str:
     return "mean" if all(part.reads == "number" for _, part, _ in task.parts()) else "majority"
 
 
-def _labels(records: Sequence[Record], place: int | None) -> list[Label]:
-    labels = [label for record in records for label in record.labels]
-    if place is None:
-        return labels
-    return [None if label is None else label[place] for label in labels]  # pyright: ignore[reportIndexIssue]
+def _labels(records: Sequence[Record], place: int, task: Task) -> list[Label]:
+    return of_target([label for record in records for label in record.labels], place, task.parts())
 
 
 def _baselines(level: Level) -> Iterator[tuple[str, Baseline]]:
@@ -287,8 +287,8 @@ def _as_outputs(task: Task, values: Float[np.ndarray, "points values"]) -> Tenso
     return found.logit(eps=LEAST_SHARE) if isinstance(task, Multilabel) else found
 
 
-def _variants(train: Points, asked: Points) -> Variants | None:
-    found = Variants.among(train.sequences)
+def _variants(train: Points, asked: Points) -> WildType | None:
+    found = WildType.of(train.sequences)
     return found if found and all(map(found.fits, asked.sequences)) else None
 
 
@@ -326,7 +326,7 @@ def _zero_shot(task: Task, train: Points, asked: Points, means: Means, watch: Wa
     variants = _variants(train, asked)
     if variants is None or means.expect is None or not isinstance(task, Regression | Binary | Ordinal):
         return None
-    expected = means.expect(variants.wild_type)
+    expected = means.expect(variants.sequence)
     if expected is None:
         return None
     scores = variants.marginals(asked.sequences, expected, INDEX)

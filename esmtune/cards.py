@@ -8,10 +8,10 @@ from typing import Any
 
 from esmtune.circumstances import (
     citations,
-    command_of,
     data_name,
     encoder_in_words,
     hidden,
+    repeating,
     split_method,
     task_in_words,
 )
@@ -185,7 +185,7 @@ def _use(outcome: Outcome) -> Iterator[str]:
             f"{marked(encoder_in_words(outcome))}; `--encoder PATH` says where it is. Its SHA-256 must be `{digest}`."
         )
     if outcome.config.get("data"):
-        yield f"Trained by:\n\n```sh\n{command_of(outcome)}\n```"
+        yield f"Trained by:\n\n```sh\n{repeating(outcome)}\n```"
 
 
 def table_of(rows: Rows) -> str:

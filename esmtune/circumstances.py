@@ -2,12 +2,11 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from esmtune.config import TrainConfig
+from esmtune.commands import command_of, in_its_folder, in_lines
 from esmtune.judgements import chief_metric, kind_of_rows, nearness_parts
 from esmtune.outcomes import Outcome
 from esmtune.pages import Code, Items, Part, Rows, Section, Text
@@ -33,7 +32,6 @@ from esmtune.phrases import (
 RELATED = ("leak", "leak-conflict", "near-duplicates", "variants")  # findings about both sides of a split
 NEAR = 0.5  # identity
 SHOWN_IDS = 10
-LINE = 78  # characters of a command
 ORDER = ("error", "warning", "note")
 FILES = {
     "run.toml": "every option, as it was decided",
@@ -239,53 +237,26 @@ def repeating_section(outcome: Outcome) -> Section:
     if not outcome.config:
         return Section("repeating", "How to repeat it")
     if not data_name(outcome):
-        return Section("repeating", "How to repeat it", (Text(OWN_DATA), Code(command_of(outcome))))
+        return Section("repeating", "How to repeat it", (Text(OWN_DATA), Code(repeating(outcome))))
     run = shlex.quote(outcome.name)
     parts: list[Part] = [
         Text("From the folder that holds the run, on the machine where it was made, to the same numbers:"),
         Code(f"esmtune train --config {run}/run.toml --out {shlex.quote(f'{outcome.name}-again')}"),
         Text("Elsewhere, where the data lie beside you; options that are not named have their defaults:"),
-        Code(command_of(outcome)),
+        Code(repeating(outcome)),
     ]
     if outcome.environment.get("data_sha256"):
         parts.append(Text(f"The data's SHA-256 is {outcome.environment['data_sha256']}."))
     return Section("repeating", "How to repeat it", parts)
 
 
-def command_of(outcome: Outcome) -> str:
+def repeating(outcome: Outcome) -> str:
     """The run as one command: every option that is not its default, files by their names.
 
     The file of the data, if it came from memory, is called DATA.
     """
-    lines = [f"esmtune train {shlex.quote(data_name(outcome) or 'DATA')}"]
-    known = {f.name: f.default for f in fields(TrainConfig)}
-    for name, value in outcome.config.items():
-        own = tuple(value) if isinstance(value, list) else value
-        if name == "data" or own == known.get(name):
-            continue
-        for option in options_of(name, value):
-            if len(lines[-1]) + len(option) > LINE:
-                lines.append(" ")
-            lines[-1] += f" {option}"
-    return " \\\n".join(lines)
-
-
-def options_of(name: str, value: Any) -> Iterator[str]:
-    """An option as it is written in the shell, with those of a part after it."""
-    flag = f"--{name.replace('_', '-')}"
-    if isinstance(value, Mapping):
-        yield f"{flag} {shlex.quote(str(value.get('name')))}"
-        for option, own in value.items():
-            if option != "name":
-                yield from options_of(f"{name}.{option}", own)
-    elif isinstance(value, bool):
-        yield flag if value else f"{flag}=false"
-    elif isinstance(value, list | tuple):
-        yield " ".join((flag, *(shlex.quote(str(each)) for each in value)))
-    else:
-        text = str(value)
-        text = Path(text).name if Path(text).is_absolute() else text
-        yield f"{flag}={shlex.quote(text)}" if text.startswith("-") else f"{flag} {shlex.quote(text)}"
+    options = {name: value for name, value in outcome.config.items() if name != "data"}
+    return in_lines(command_of(data_name(outcome) or "DATA", options, in_its_folder))
 
 
 def files_section(outcome: Outcome) -> Section:

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 import esmtune
 import esmtune.surveys  # its commands
 from esmtune import events
-from esmtune.config import Pooling, TrainConfig
+from esmtune.config import Pooling, Split, TrainConfig
 from esmtune.terminal import (
     Bars,
     Budget,
@@ -112,9 +112,8 @@ def train(
     """
     usual = Path("runs") / Path(data).name.split(".")[0]
     folder = out or (_stopped(usual) if resume else None) or _free(usual)
-    options = {name: getattr(config, name) for name in config.__dataclass_fields__}
     with Bars() as bars:
-        done = esmtune.train(data, out=folder, overwrite=overwrite, resume=resume, watch=bars, **options)
+        done = esmtune.train(data, out=folder, overwrite=overwrite, resume=resume, watch=bars, **vars(config))
     for split in ("valid", "test"):
         if split in done.metrics:
             print_comparison(f"{split}: {done.metrics['records'][split]:,} records", done.metrics, split)
@@ -141,9 +140,7 @@ def evaluate(
     id: Identifier = None,
     split: Annotated[str | None, Parameter(help="The column that says train, valid, calibration or test.")] = None,
     mask: Annotated[str | None, Parameter(help="The column that says which residues count.")] = None,
-    subset: Annotated[
-        Literal["train", "valid", "calibration", "test"] | None, Parameter(help="Only the rows of this split.")
-    ] = None,
+    subset: Annotated[Split | None, Parameter(help="Only the rows of this split.")] = None,
     skip_bad_rows: Skip = False,
     encoder: Encoder = None,
     accelerator: Device = "auto",

@@ -17,7 +17,7 @@ from esmtune.heads import head
 from esmtune.losses import class_loss, loss, ranking
 from esmtune.predicting import Spec
 from esmtune.predictor import Predictor, find_encoder
-from esmtune.records import Dataset, Label
+from esmtune.records import Dataset, Label, of_target
 from esmtune.registry import nearest
 from esmtune.sampling import can_draw
 from esmtune.tasks import Multitask, Task, task
@@ -78,7 +78,7 @@ def fit_task(data: Dataset, asked: Part | None, labels: Sequence[Label] | None =
         return _fitted(data.kind, labels, options)
     parts, taken = [], set()
     for place, target in enumerate(data.targets):
-        own = [None if label is None else label[place] for label in labels]  # pyright: ignore[reportIndexIssue]
+        own = of_target(labels, place, data.targets)
         fitting = {k: v for k, v in options.items() if _takes(target.kind, k, v)}
         taken |= set(fitting)
         parts.append((target.name, _fitted(target.kind, own, fitting)))

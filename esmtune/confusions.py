@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from esmtune.charts import Line, line_chart, matrix_chart
+from esmtune.conformal import calibration_error
 from esmtune.evidence import each_points, points_in_words
 from esmtune.outcomes import Outcome, Points
 from esmtune.pages import Part, Rows, Section, Text, short
@@ -203,11 +204,10 @@ def _reliability(points: Points, own: dict[str, Any]) -> Part:
     from scipy.stats import binomtest
 
     assert points.probabilities is not None
-    bins = reliability(points.labels == points.predictions, points.probabilities.max(1))
+    is_right, sure = points.labels == points.predictions, points.probabilities.max(1)
+    bins = reliability(is_right, sure)
     ends = [binomtest(round(right * n), n).proportion_ci(method="wilson") for _, right, n in bins]
-    ece = sum(n * abs(right - said) for said, right, n in bins) / len(points)
-    told = own.get("ece")
-    text = f"Expected calibration error {number(ece if told is None else told)}"
+    text = f"Expected calibration error {number(own.get('ece', calibration_error(is_right, sure)))}"
     text += (
         f", {number(own['ece_before'])} before probabilities were mended" if own.get("ece_before") is not None else ""
     )

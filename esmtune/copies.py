@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from esmtune.findings import Facts, Finding, each
-from esmtune.records import Label, Record
-from esmtune.targets import own_labels
+from esmtune.records import Label, Record, of_target
 
 
 def copies(facts: Facts) -> Iterator[Finding]:
@@ -87,7 +86,7 @@ def differ(facts: Facts, group: Sequence[int], allowed: Sequence[float | None]) 
     return any(
         _contradict(point, most)
         for place, most in enumerate(allowed)
-        for point in zip(*(own_labels(row, place, facts.targets) for row in rows), strict=True)
+        for point in zip(*(of_target(row.labels, place, facts.targets) for row in rows), strict=True)
     )
 
 

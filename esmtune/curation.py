@@ -40,6 +40,7 @@ class Curated:
     split: Mapping[str, Any] = field(default_factory=dict)  # how it was split, for metrics.json
     split_asked: str | None = None  # the column, method or file that splits the same data so again
     identity: float | None = None  # the threshold of a split by identity
+    says_valid: bool = False  # whether the data, or a file with a split, say which rows are for validation
 
 
 def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) -> Curated:
@@ -79,6 +80,7 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
         if len(tables) > 1:
             raise ValueError(f"{asked} says which rows are for validation and test, and there is a file for them too.")
         partition, folds = with_file(known, asked)
+        missing = set() if any(r.split == "valid" for r in partition.records) else missing
     else:
         folds = folds_for(config, kind, missing, known)
         partition = with_splits(
@@ -90,9 +92,8 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
         split = [*split, f"The column {unused!r} is not used, since --split is {asked}."]
     whole = tuple(known)
     blank: Counter[Split | None] = Counter(r.split for r in labeled.records if not r.is_labeled)
-    if folds == 1 and any(reads[target.kind] != "names" and target.kind != "mlm" for target in targets):
-        given = any(r.split == "calibration" for r in known)
-        known, kept, of = with_calibration(known, config, seed=config.seed, given=given)
+    if folds == 1:
+        known, kept, of = with_calibration(known, targets, reads, config, seed=config.seed)
         split += [CALIBRATION.format(kept, of)] if kept else []
     refusal = None
     known, replicates = with_replicates(known, targets, reads, config.replicates)
@@ -118,6 +119,7 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
         dataset=dataset, columns=columns[0] if has_mask else replace(columns[0], mask=None), folds=folds, whole=whole,
         blank=blank, reads=reads, rows=sum(table.frame.height for table in tables), refusal=refusal,
         split=partition.facts, split_asked=columns[0].split or chosen, identity=partition.facts.get("identity"),
+        says_valid="valid" not in missing,
     )  # fmt: skip
 
 

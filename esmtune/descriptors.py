@@ -1,6 +1,5 @@
 """Numbers from sequences alone: length, composition, what a variant changed, what surrounds a residue."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +8,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from esmtune.alphabet import AMINO_ACIDS
+from esmtune.variants import variants_of
 
 WINDOW = 7  # residues on either side
-DIFFERENT = 0.2  # share of its residues by which a variant differs from the wild type at most, as the median does
 
 _PLACE = np.full(256, len(AMINO_ACIDS), np.uint8)  # all that is no amino acid of the twenty shares a last place
 _PLACE[np.frombuffer(AMINO_ACIDS.encode(), np.uint8)] = np.arange(len(AMINO_ACIDS), dtype=np.uint8)
@@ -52,37 +51,29 @@ def windows(sequence: str) -> Float[np.ndarray, "residues 42"]:
 
 
 @dataclass(frozen=True)
-class Variants:
-    """Variants of one protein: sequences of one length that differ from a wild type by little.
+class WildType:
+    """What variants of one protein differ from, and what they differ by as numbers.
 
-    >>> found = Variants.among(["MKTV", "MKTI", "MKAV"])
-    >>> found.wild_type, found.changes("MKGV")
-    ('MKTV', [(2, 'G')])
+    >>> found = WildType.of(["MKTVRQ", "MKTVRI", "MKTVKQ"])
+    >>> found.sequence, found.changes("MKGVRQ")
+    ('MKTVRQ', [(2, 'G')])
     """
 
-    wild_type: str
+    sequence: str
 
     @classmethod
-    def among(cls, sequences: Sequence[str]) -> "Variants | None":
-        """What the sequences are variants of, which is what most of them have at each position; None if of nothing."""
-        size = len(sequences[0]) if sequences else 0
-        if len(set(sequences)) < 2 or any(len(sequence) != size for sequence in sequences):
-            return None
-        distinct = sorted(set(sequences))
-        rows = np.frombuffer("".join(distinct).encode("latin-1"), np.uint8).reshape(-1, size)
-        most = bytes(Counter(column.tolist()).most_common(1)[0][0] for column in rows.T)
-        distance = (rows != np.frombuffer(most, np.uint8)).sum(1)
-        if np.median(distance) > max(1, DIFFERENT * size):
-            return None
-        return cls(most.decode("latin-1"))
+    def of(cls, sequences: Sequence[str]) -> "WildType | None":
+        """What the sequences are variants of; None if of nothing."""
+        found = variants_of(sequences)
+        return cls(found.wild_type) if found else None
 
     def fits(self, sequence: str) -> bool:
         """Whether a sequence may be one of them."""
-        return len(sequence) == len(self.wild_type)
+        return len(sequence) == len(self.sequence)
 
     def changes(self, sequence: str) -> list[tuple[int, str]]:
         """Where a sequence is not the wild type, and what stands there."""
-        pairs = enumerate(zip(sequence, self.wild_type, strict=True))
+        pairs = enumerate(zip(sequence, self.sequence, strict=True))
         return [(place, new) for place, (new, old) in pairs if new != old]
 
     def one_hot(self, sequences: Sequence[str], columns: dict[tuple[int, str], int]) -> Any:
@@ -115,7 +106,7 @@ class Variants:
         The sum over what changed of the log-odds (wild-type marginals, Meier et al. 2021,
         https://doi.org/10.1101/2021.07.09.450648). `expected` are logarithms of probabilities.
         """
-        old = expected[np.arange(len(self.wild_type)), [index[symbol] for symbol in self.wild_type]]
+        old = expected[np.arange(len(self.sequence)), [index[symbol] for symbol in self.sequence]]
         return np.array(
             [sum(expected[place, index[new]] - old[place] for place, new in self.changes(s)) for s in sequences]
         )

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from esmtune.labels import Reads
-from esmtune.records import HELD_OUT, SPLITS, Form, Label, Record, Target
+from esmtune.records import HELD_OUT, SPLITS, Form, Label, Record, Target, of_target
 
 Severity = Literal["error", "warning", "note"]
 # Each has its paragraph in docs/data-checks.md.
@@ -105,14 +105,12 @@ class Facts:
 
     def labels(self, place: int) -> list[tuple[int, Label]]:
         """Every known label of a target, and the place of its record."""
-        several = len(self.targets) > 1
-        found = (
-            (number, x[place] if several else x)  # pyright: ignore[reportIndexIssue]
+        return [
+            (number, x)
             for number, record in enumerate(self.records)
-            for x in record.labels
+            for x in of_target(record.labels, place, self.targets)
             if x is not None
-        )
-        return [(number, x) for number, x in found if x is not None]
+        ]
 
     def numbers(self, place: int) -> tuple[Float[np.ndarray, "points"], Int[np.ndarray, "points"]]:
         """Every known number of a target, bounds left out, and the places of their records."""

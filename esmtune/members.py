@@ -22,6 +22,7 @@ from esmtune.ensembles import Ensemble
 from esmtune.events import Notice, Watcher, silent
 from esmtune.features import Kept
 from esmtune.journal import Entry, Journal, asked_to_stop
+from esmtune.labels import Reads
 from esmtune.masking import Masking, guessed
 from esmtune.memory import give_back_at_once
 from esmtune.metrics import Scores, sign_of
@@ -29,7 +30,7 @@ from esmtune.partition import with_calibration
 from esmtune.predictor import Predictor
 from esmtune.processes import launched
 from esmtune.provisions import provided
-from esmtune.records import Dataset, Label
+from esmtune.records import UNFITTED, Dataset, Label
 from esmtune.splits import folds_of
 from esmtune.standing import Fitted
 from esmtune.tasks import MLM, Task, task
@@ -79,14 +80,12 @@ def members_of(config: TrainConfig, data: Dataset, folds: int) -> list[Member]:
     dealt = folds_of([data.records[p] for p in places], folds, stratify, config.seed) if not data.held else []
     held = {place: {number} for place, number in zip(places, dealt, strict=False)}
     held = held or {place: set(data.held[data.records[place].sequence]) for place in places}
-    members = []
+    members: list[Member] = []
+    reads: dict[str, Reads] = {target.kind: task[target.kind].reads for target in data.targets}
     for number in range(folds):
         split = {place: "valid" if number in found else "train" for place, found in held.items()}
         records = [replace(r, split=split[p]) if p in split else r for p, r in enumerate(data.records)]
-        given = any(r.split == "calibration" for r in records) or all(
-            task[t.kind].reads == "names" or t.kind == "mlm" for t in data.targets
-        )
-        records = tuple(with_calibration(records, config, seed=config.seed + number, given=given)[0])
+        records = tuple(with_calibration(records, data.targets, reads, config, seed=config.seed + number)[0])
         members.append(Member(name=f"fold-{number}", config=config, data=replace(data, records=records)))
     return members
 
@@ -261,7 +260,7 @@ def _out_of_fold(members: Sequence[Member], answers: Tensor, outputs: Tensor) ->
     """For each point the answer of the member that did not learn from it; for test points that of all."""
     outputs = outputs.clone()
     for number, member in enumerate(members):
-        held_out = [r.split in ("valid", "calibration") for r in member.data.of(None) for _ in r.labels]
+        held_out = [r.split in UNFITTED for r in member.data.of(None) for _ in r.labels]
         outputs[torch.tensor(held_out)] = answers[number][torch.tensor(held_out)]
     return outputs
 

@@ -10,8 +10,9 @@ from esmtune.config import TrainConfig
 from esmtune.datasets import Columns
 from esmtune.families import feasible
 from esmtune.identity import IDENTITY, NoMMseqsError, Pairs, linked, related
+from esmtune.labels import Reads
 from esmtune.methods import IN_ORDER, METHODS, folds_by, split_by, times_of
-from esmtune.records import HELD_OUT, SPLITS, Dataset, Record, Split, Table
+from esmtune.records import HELD_OUT, SPLITS, Dataset, Record, Split, Table, Target
 from esmtune.schemes import Folded, Parted, Scheme
 from esmtune.split_files import SplitFile, read_split
 from esmtune.variants import variants_of
@@ -245,13 +246,15 @@ def dealt(data: Dataset, scheme: Scheme, folds: int) -> Dataset:
 
 
 def with_calibration(
-    records: Sequence[Record], config: TrainConfig, *, seed: int, given: bool = False
+    records: Sequence[Record], targets: Sequence[Target], reads: Mapping[str, Reads], config: TrainConfig, *, seed: int
 ) -> tuple[list[Record], int, int]:
     """Keep a part of the validation sequences from the choice of weights: they are for calibration.
 
     Returns the records, how many of them are for calibration now, and of how many. Where the data have such rows
-    already (`given`), no others are drawn.
+    already, or no target has intervals or sets (as several classes at once have none), none are drawn.
     """
+    given = any(r.split == "calibration" for r in records)
+    given = given or all(target.kind == "mlm" or reads[target.kind] == "names" for target in targets)
     valid = list(dict.fromkeys(r.sequence for r in records if r.split == "valid" and r.is_labeled))
     fraction = 0.5 if config.calibration_fraction is None else config.calibration_fraction
     number = min(round(len(valid) * fraction), len(valid) - 1)

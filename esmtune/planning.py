@@ -1,6 +1,5 @@
 """Plan: what a training will take, in time and memory, told from a few steps that are thrown away."""
 
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 
 from esmtune.batching import SPECIALS
 from esmtune.cache import cache_at
+from esmtune.commands import command_of
 from esmtune.composition import Origin, compose, fit_task
 from esmtune.config import TrainConfig
 from esmtune.curation import curate_training
@@ -25,7 +25,7 @@ from esmtune.footprint import footprint_of_passing
 from esmtune.heads import Head
 from esmtune.members import Member, decided, find_origin, members_of
 from esmtune.predictor import Predictor
-from esmtune.provisions import Provision, footprints, provision, room_for
+from esmtune.provisions import Provision, provision_of, room_for
 from esmtune.writers import check_out, write_json
 
 TIMED = 3  # times that a step is timed, after one that warms up
@@ -118,7 +118,7 @@ def plan(
         epochs=-(-_steps(members[0]) // max(1, _steps_per_epoch(members[0]))), stages=stages,
         tokens_per_batch=chosen.tokens,
         checkpoint_activations=chosen.recomputes, peak=chosen.peak + held, room=int(chosen.room) + held,
-        fits=chosen.fits, command=command_of(data, options),
+        fits=chosen.fits, command=_command(data, options),
         advice=() if chosen.fits else tuple(_advised(data, options, config, members[0], origin, held)),
     )  # fmt: skip
     if out is not None:
@@ -127,26 +127,8 @@ def plan(
     return found
 
 
-def command_of(data: Any, options: Mapping[str, Any]) -> str:
-    """The command that trains on data with options.
-
-    >>> command_of("tm.csv", {"tuning": "lora", "head": {"name": "mlp", "hidden": 64}, "target": ("tm", "ph")})
-    'esmtune train tm.csv --tuning lora --head mlp --head.hidden 64 --target tm ph'
-    """
-    words = ["esmtune", "train", str(data) if isinstance(data, str | Path) else "DATA"]
-    usual = TrainConfig()
-    for name, value in options.items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is None or value == getattr(usual, name):
-            continue
-        if isinstance(value, Mapping):
-            words += [flag, str(value["name"])] if "name" in value else []
-            words += [x for key, own in value.items() if key != "name" for x in (f"{flag}.{key}", str(own))]
-        elif isinstance(value, bool):
-            words += [flag if value else f"--no-{flag[2:]}"]
-        else:
-            words += [flag, *map(str, value if isinstance(value, list | tuple) else [value])]
-    return shlex.join(words)
+def _command(data: Any, options: Mapping[str, Any]) -> str:
+    return " ".join(command_of(str(data) if isinstance(data, str | Path) else "DATA", options))
 
 
 def _provided(
@@ -155,14 +137,7 @@ def _provided(
     """A predictor as it would be trained, and what is chosen for it."""
     torch.manual_seed(config.seed)
     predictor = compose(member.config, member.data, origin, fit_task(member.data, config.task), watch)
-    device = choose_device(config.accelerator)
-    room = room_for(footprint_of_passing(predictor.encoder, 0).weights, device)
-    sequences = [r.sequence for r in member.data.of(None)]
-    chosen = provision(
-        footprints(predictor, config, sequences), room / (config.devices if device == "cpu" else 1),
-        max(map(len, sequences), default=0) + SPECIALS, tokens=config.tokens_per_batch,
-        recomputes=config.checkpoint_activations,
-    )  # fmt: skip
+    chosen = provision_of(predictor, config, member.data)
     predictor.encoder.recomputes = chosen.recomputes
     return predictor, chosen
 
@@ -201,15 +176,14 @@ def _stage(name: str, times: tuple[float, float], count: int | float) -> Stage:
 
 def _timed(work: Callable[[], None]) -> tuple[float, float]:
     """The shortest and the longest of a few times, in seconds."""
-    work()
     times = []
-    for _ in range(TIMED):
+    for _ in range(1 + TIMED):  # the first one warms up
         start = time.perf_counter()
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return min(times), max(times)
+    return min(times[1:]), max(times[1:])
 
 
 def _timed_batch(sequences: Sequence[str], most: int) -> list[str]:
@@ -290,14 +264,14 @@ def _advised(
     """What fits instead: less of the encoder that moves, or a smaller one."""
     name = (config.tuning or {})["name"]
     for tuning in LESS[LESS.index(name) + 1 :] if name in LESS else LESS:
-        other = replace(member.config, tuning={"name": tuning}, head=None if tuning != "frozen" else config.head)
+        other = replace(member.config, tuning={"name": tuning}, head=TrainConfig(head=options.get("head")).head)
         own = replace(member, config=other)
         _, chosen = _provided(other, own, origin)
         if chosen.fits:
             yield Advice(
                 text=f"--tuning {tuning}",
                 peak=chosen.peak + held,
-                command=command_of(data, {**options, "tuning": tuning}),
+                command=_command(data, {**options, "tuning": tuning}),
             )
     room = room_for(footprint_of_passing(origin.encoder, 0).weights, choose_device(config.accelerator))
     size = sum(weight.numel() for weight in origin.encoder.parameters())
@@ -306,4 +280,4 @@ def _advised(
     ]
     if smaller and not origin.source.name.startswith(RANDOM):
         best = max(smaller, key=lambda name: OFFICIAL[name].num_layers * OFFICIAL[name].embed_dim ** 2)
-        yield Advice(text="a smaller encoder", peak=None, command=command_of(data, {**options, "encoder": best}))
+        yield Advice(text="a smaller encoder", peak=None, command=_command(data, {**options, "encoder": best}))

@@ -116,6 +116,19 @@ def provision(
     return next((choice for way in ways if (choice := made(*way)).fits), made(*ways[-1]))
 
 
+def provision_of(predictor: Predictor, config: TrainConfig, data: Dataset) -> Provision:
+    """What is chosen for training a composed predictor on data, by the memory that is free now."""
+    device = choose_device(config.accelerator)
+    room = room_for(footprint_of_passing(predictor.encoder, 0).weights, device)
+    if device == "cpu":  # all processes share it; a GPU is each one's own
+        room /= config.devices
+    sequences = [r.sequence for r in data.of(None)]
+    return provision(
+        footprints(predictor, config, sequences), room, max(map(len, sequences), default=0) + SPECIALS,
+        tokens=config.tokens_per_batch, recomputes=config.checkpoint_activations,
+    )  # fmt: skip
+
+
 def provided(
     predictor: Predictor, config: TrainConfig, data: Dataset, journal: Journal, watch: Watcher
 ) -> tuple[TrainConfig, bool]:
@@ -123,15 +136,7 @@ def provided(
 
     A run that goes on keeps what it began with.
     """
-    device = choose_device(config.accelerator)
-    room = room_for(footprint_of_passing(predictor.encoder, 0).weights, device)
-    if device == "cpu":  # all processes share it; a GPU is each one's own
-        room /= config.devices
-    sequences = [r.sequence for r in data.of(None)]
-    found = provision(
-        footprints(predictor, config, sequences), room, max(map(len, sequences), default=0) + SPECIALS,
-        tokens=config.tokens_per_batch, recomputes=config.checkpoint_activations,
-    )  # fmt: skip
+    found = provision_of(predictor, config, data)
     if found.text:
         watch(Notice(found.text))
     now = {"tokens": found.tokens, "recomputes": found.recomputes, "gives_back": found.gives_back}

@@ -1,15 +1,16 @@
 """A labeled sequence, and many of them; a table as its file has it; a row that cannot be used."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import polars as pl
 
-Split = Literal["train", "valid", "calibration", "test"]
+from esmtune.config import Level, Split
+
 SPLITS: tuple[Split, ...] = get_args(Split)
 HELD_OUT = SPLITS[1:]
-Level = Literal["sequence", "residue"]
+UNFITTED: tuple[Split, ...] = ("valid", "calibration")  # what a fold holds out: to stop by, to calibrate with
 Form = Literal["one", "columns", "letters", "separated", "list"]  # how labels are written
 
 SHOWN_PROBLEMS = 20
@@ -48,6 +49,17 @@ class Marks:
 # What was measured at one point, a sequence or a residue: a number, the name of a class, a bound, several classes,
 # one of each for several targets; None is unknown, never zero.
 Label = float | str | Censored | Marks | tuple[Any, ...] | None
+
+
+def of_target(labels: Sequence[Label], place: int, targets: Sized) -> list[Label]:
+    """The labels of one of the targets; those of a single target are their own.
+
+    >>> of_target([(61.5, "yes"), None], 1, ("tm", "binds"))
+    ['yes', None]
+    """
+    if len(targets) == 1:
+        return list(labels)
+    return [None if label is None else label[place] for label in labels]  # pyright: ignore[reportIndexIssue]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from esmtune.classes import Classes
 from esmtune.conformal import calibration_error, rank
 from esmtune.labels import written
 from esmtune.members import Trained
-from esmtune.records import Dataset, Label, Target
+from esmtune.records import Dataset, Label, Target, of_target
 from esmtune.scaling import Scaling, fit_scaling, scaled
 from esmtune.tasks import Task
 
@@ -56,7 +56,7 @@ def _fitted(
 ) -> Iterator[Scaling]:  # fmt: skip
     for place, (target, (_, part, own)) in enumerate(zip(data.targets, task.parts(), strict=True)):
         if isinstance(part, Classes):
-            truth = part.targets([_own_labels(data, place)[p] for p in places])[:, 0]
+            truth = part.targets([_labels(data, place)[p] for p in places])[:, 0]
             known = [p for p, is_known in zip(places, truth.isfinite().tolist(), strict=True) if is_known]
             if known:
                 yield fit_scaling(
@@ -79,7 +79,7 @@ def calibrated(
         return ()
     found = []
     for place, (target, (_, part, own)) in enumerate(zip(data.targets, trained.task.parts(), strict=True)):
-        labels = _own_labels(data, place)
+        labels = _labels(data, place)
         found.append(
             calibrate(
                 target.name, part, members[:, places][..., own], [labels[p] for p in places],
@@ -121,7 +121,7 @@ def reliability(
         found = next((c for c in calibrations if c.target == target.name), None)
         if found is None:
             continue
-        labels = _own_labels(data, place)
+        labels = _labels(data, place)
         known = [labels[p] for p in places]
         each = {f"{level:g}": coverage(found, part, answers[..., own], known, sequences, level) for level in LEVELS}
         levels = {level: figures for level, figures in each.items() if figures is not None}
@@ -139,7 +139,7 @@ def calibration_errors(trained: Trained, data: Dataset) -> dict[str, float]:
     places = [n for n, split in enumerate(r.split for r in data.of(None) for _ in r.labels) if split == "test"]
     answers, found = together(trained)[:, places], {}
     for place, (target, (_, part, own)) in enumerate(zip(data.targets, trained.task.parts(), strict=True)):
-        labels = _own_labels(data, place)
+        labels = _labels(data, place)
         found[target.name] = _calibration_error(part, answers[..., own], [labels[p] for p in places])
     return {name: value for name, value in found.items() if value is not None}
 
@@ -156,11 +156,8 @@ def _calibration_error(
     return calibration_error(np.array([label == labels[place] for label, place in pairs], dtype=bool), confidence)
 
 
-def _own_labels(data: Dataset, place: int) -> list[Label]:
-    labels = [label for r in data.of(None) for label in r.labels]
-    if len(data.targets) == 1:
-        return labels
-    return [None if x is None else x[place] for x in labels]  # pyright: ignore[reportIndexIssue]
+def _labels(data: Dataset, place: int) -> list[Label]:
+    return of_target([label for r in data.of(None) for label in r.labels], place, data.targets)
 
 
 def is_possible(found: Calibration, level: float) -> bool:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Literal
 
 from esmtune.labels import Reads, counted_as
-from esmtune.records import Censored, Label, Record, Target
-from esmtune.targets import is_per_residue, own_labels, together
+from esmtune.records import Censored, Label, Record, Target, of_target
+from esmtune.targets import is_per_residue, together
 
 
 def with_replicates(
@@ -70,7 +70,9 @@ def _grouped(records: Sequence[Record], key: Callable[[Record], Hashable]) -> li
 
 
 def _has_bound(record: Record, targets: Sequence[Target]) -> bool:
-    return any(isinstance(x, Censored) for place in range(len(targets)) for x in own_labels(record, place, targets))
+    return any(
+        isinstance(x, Censored) for place in range(len(targets)) for x in of_target(record.labels, place, targets)
+    )
 
 
 def _differing(
@@ -79,7 +81,9 @@ def _differing(
     """How much the labels of one sequence differ, pooled over sequences."""
     target = targets[place]
     of = f" in {target.name!r}" if len(targets) > 1 else ""
-    points = [point for group in groups for point in zip(*(own_labels(r, place, targets) for r in group), strict=True)]
+    points = [
+        point for group in groups for point in zip(*(of_target(r.labels, place, targets) for r in group), strict=True)
+    ]
     if reads[target.kind] != "number":
         count = sum(len({x for x in point if x is not None}) > 1 for point in points)
         what = counted_as(count, "residue" if is_per_residue(target.form) else "sequence")
@@ -97,7 +101,7 @@ def _differing(
 def _mean(group: Sequence[Record], targets: Sequence[Target]) -> Record:
     """One record of several, where the first of them stood."""
     each = [
-        [_mean_label(point, group) for point in zip(*(own_labels(r, place, targets) for r in group), strict=True)]
+        [_mean_label(point, group) for point in zip(*(of_target(r.labels, place, targets) for r in group), strict=True)]
         for place in range(len(targets))
     ]
     return replace(group[0], labels=together(each), weight=math.fsum(r.weight for r in group))

@@ -18,7 +18,7 @@ from esmtune.events import Watcher, silent
 from esmtune.labels import written
 from esmtune.memory import peak_memory
 from esmtune.nearness import Nearness, write_training
-from esmtune.records import Dataset, Label, Target
+from esmtune.records import UNFITTED, Dataset, Label, Target, of_target
 from esmtune.split_files import split_table
 from esmtune.writers import whole_folder, write_json, write_table
 
@@ -178,7 +178,7 @@ def predictions_of(trained: "Trained", dataset: Dataset, near: Nearness | None =
     labels = [label for r in records for label in r.labels]
     for place, target in enumerate(dataset.targets):
         several = len(dataset.targets) > 1
-        own = [None if x is None else x[place] for x in labels] if several else labels  # pyright: ignore[reportIndexIssue]
+        own = of_target(labels, place, dataset.targets)
         asked[f"label_{target.name}" if several else "label"] = _cells(target, own, counts)
     frame = pl.DataFrame(asked, strict=False)
     kept = [n for n, m in enumerate(trained.members) if m.name not in trained.collapsed]
@@ -188,7 +188,7 @@ def predictions_of(trained: "Trained", dataset: Dataset, near: Nearness | None =
         folds = [None] * len(records)
         for number, member in enumerate(trained.members):
             for place, record in enumerate(member.data.of(None)):
-                folds[place] = number if record.split in ("valid", "calibration") else folds[place]  # pyright: ignore[reportCallIssue, reportArgumentType]
+                folds[place] = number if record.split in UNFITTED else folds[place]  # pyright: ignore[reportCallIssue, reportArgumentType]
         frame = frame.with_columns(pl.Series("fold", folds, dtype=pl.Int64))
     else:
         answers = trained.draws[kept].flatten(0, 1)

@@ -172,7 +172,7 @@ def _curated(data: Any, config: TrainConfig) -> tuple[Curated, int]:
     if dataset.kind == "mlm":
         raise ValueError("search compares predictions with labels, but there are none.")
     records = tuple(r for r in dataset.records if r.split != "test" and r.is_labeled)
-    if config.folds is None and not _says_valid(data, config, curated):
+    if config.folds is None and not curated.says_valid:
         records = tuple(replace(r, split="train") for r in records)
         folds = min(SEARCH_FOLDS, max(2, len({r.sequence for r in records}) // 2))  # of two sequences or more
     else:
@@ -182,15 +182,6 @@ def _curated(data: Any, config: TrainConfig) -> tuple[Curated, int]:
     if len({r.sequence for r in records}) < 2:
         raise ValueError("there are fewer than 2 sequences that are not for the test: nothing can be validated.")
     return replace(curated, dataset=replace(dataset, records=records)), folds
-
-
-def _says_valid(data: Any, config: TrainConfig, curated: Curated) -> bool:
-    """Whether the data say which rows are for validation."""
-    if config.valid is not None:
-        return True
-    if curated.columns.split is None and curated.split.get("method") != "given":
-        return False
-    return bool(curate_training(data, replace(config, valid_fraction=0.0)).dataset.of("valid"))
 
 
 def _scheme(config: TrainConfig, curated: Curated) -> Scheme:

@@ -1,6 +1,7 @@
 """What a run is measured by: the baselines of its own splits, with its own encoder as it was before training."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from esmtune.devices import choose_device
 from esmtune.embedding import kind_of
 from esmtune.ensembles import Ensemble
 from esmtune.events import Notice, Watcher
+from esmtune.hub import read_json
 from esmtune.members import Trained, shown_labels
 from esmtune.predictor import Predictor, find_encoder
-from esmtune.records import Dataset, Label, Level, Record
+from esmtune.records import UNFITTED, Dataset, Label, Level, Record
 from esmtune.tasks import Task
 
 
@@ -80,7 +82,7 @@ def _folds(trained: Trained, records: Sequence[Record]) -> list[tuple[list[Recor
         found.append(
             (
                 [new for _, new in own if new.split == "train"],
-                [i for i, (_, r) in enumerate(own) if r.split in ("valid", "calibration")],
+                [i for i, (_, r) in enumerate(own) if r.split in UNFITTED],
             )
         )
     return found
@@ -179,10 +181,9 @@ def training_data(run: Path | None, sha256: str) -> tuple[Dataset, TrainConfig] 
 
     from esmtune.curation import curate_training
 
-    file = run / "run.toml" if run else None
-    if file is None or not file.is_file():
+    if run is None or not (run / "run.toml").is_file():
         return None
-    options = tomllib.loads(file.read_text(encoding="utf-8"))
+    options = tomllib.loads((run / "run.toml").read_text(encoding="utf-8"))
     data = options.pop("data", None)
     files = [name for name in (data, options.get("valid"), options.get("test")) if name]
     if data is None or not all(Path(name).is_file() for name in files):
@@ -190,7 +191,14 @@ def training_data(run: Path | None, sha256: str) -> tuple[Dataset, TrainConfig] 
     try:
         given: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in options.items()}
         config = TrainConfig(**given)
-        dataset = curate_training(data, config).dataset
+        drawn = {"split": str(run / "split.csv")} if _is_drawn(run) and len(files) == 1 else {}
+        dataset = curate_training(data, replace(config, **drawn)).dataset
     except (ValueError, TypeError):  # written by another version, or the data changed: they are not what they were
         return None
     return (dataset, config) if dataset.sha256 == sha256 else None
+
+
+def _is_drawn(run: Path) -> bool:
+    """Whether esmtune split the rows of a run: then its split need not be made again."""
+    found = read_json(run / "metrics.json").get("split", {}) if (run / "metrics.json").is_file() else {}
+    return found.get("method", "given") != "given" and (run / "split.csv").is_file()

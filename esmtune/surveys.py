@@ -264,11 +264,8 @@ def plan(
 
     Exit code 1 where it does not fit into memory. Nothing is trained or kept.
     """
-    usual = TrainConfig()
-    options = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    options = {name: value for name, value in options.items() if value != getattr(usual, name)}
     with Bars() as bars:
-        found = esmtune.plan(data, out=out, overwrite=overwrite, watch=bars, **options)
+        found = esmtune.plan(data, out=out, overwrite=overwrite, watch=bars, **vars(config))
     _print_plan(found)
     if not found.fits:
         sys.exit(1)
@@ -328,11 +325,10 @@ def search(
     The test rows are not read. An option of train that is given is fixed; the others are chosen.
     """
     folder = out or Path("runs") / f"{Path(data).name.split('.')[0]}-search"
-    options = {name: getattr(config, name) for name in config.__dataclass_fields__}
     with Bars() as bars:
         found = esmtune.search(
             data, trials=trials, minutes=minutes, out=folder, overwrite=overwrite, resume=resume, jobs=jobs,
-            space=space, nested=nested, watch=bars, **options,
+            space=space, nested=nested, watch=bars, **vars(config),
         )  # fmt: skip
     results.print(_table_of(found))
     if found.importance:

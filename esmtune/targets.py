@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from esmtune.labels import Reads, counted, entries, is_marked, read_label, unknown_in
-from esmtune.records import Censored, Form, Label, Marks, Problem, Record, Row, Target
+from esmtune.records import Censored, Form, Label, Marks, Problem, Record, Row, Target, of_target
 
 Known = Mapping[str, Sequence[str]]  # the classes of each target, none for numbers
 
@@ -183,13 +183,6 @@ def with_labels(records: Sequence[Record], targets: Sequence[Target]) -> tuple[l
     return known, notices
 
 
-def own_labels(record: Record, place: int, targets: Sequence[Target]) -> Sequence[Label]:
-    """The labels of a record for one of its targets."""
-    if len(targets) == 1:
-        return record.labels
-    return [None if label is None else label[place] for label in record.labels]  # pyright: ignore[reportIndexIssue]
-
-
 def classes_in(label: Label) -> frozenset[str]:
     """The classes that a label of one target names."""
     return label.yes if isinstance(label, Marks) else frozenset((label,)) if isinstance(label, str) else frozenset()
@@ -211,7 +204,7 @@ def check_labels(
     for place, target in enumerate(targets):
         if target.kind == "mlm":
             continue
-        known: Counter[Label] = Counter(x for r in train for x in own_labels(r, place, targets) if x is not None)
+        known: Counter[Label] = Counter(x for r in train for x in of_target(r.labels, place, targets) if x is not None)
         _refuse_one_value(known, target, reads[target.kind])
         if reads[target.kind] == "number":
             continue
@@ -268,7 +261,7 @@ def strange(
     for record in records:
         for place, target in enumerate(targets):
             known = classes.get(target.name)
-            own = own_labels(record, place, targets)
+            own = of_target(record.labels, place, targets)
             if not known or set().union(*map(classes_in, set(own))) <= set(known):
                 continue
             residue, name = next(

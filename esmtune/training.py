@@ -21,7 +21,7 @@ from esmtune.masking import guessed
 from esmtune.optimization import Schedule, dropout_seed, moved_average
 from esmtune.predictor import Predictor
 from esmtune.preparation import centered, set_up
-from esmtune.records import Dataset, Label
+from esmtune.records import SPLITS, Dataset, Label
 from esmtune.selection import best_so_far, better, choosing_metric, numbers_of
 from esmtune.standing import Fitted, Standing, entry_of, moving, restore
 from esmtune.tasks import Total
@@ -52,9 +52,7 @@ def train_once(
     """
     watch = _interruptible(watch if fabric.is_global_zero else (lambda event: None), stop)
     records = data.of(None)
-    train, valid, calibration, test = (
-        [i for i, r in enumerate(records) if r.split == s] for s in ("train", "valid", "calibration", "test")
-    )
+    train, valid, calibration, test = ([i for i, r in enumerate(records) if r.split == s] for s in SPLITS)
     task = predictor.task
     labels = [label for r in records for label in r.labels]
     targets = task.targets(labels).to(fabric.device)

@@ -17,7 +17,7 @@ import esmtune
 from esmtune.alphabet import INDEX
 from esmtune.baselines import Means, outputs_of_baselines
 from esmtune.comparison import embedder, not_kept, usual_layers
-from esmtune.descriptors import Variants, windows
+from esmtune.descriptors import WildType, windows
 from esmtune.encoders import save_huggingface
 from esmtune.esm2 import Tokens
 from esmtune.events import silent
@@ -120,7 +120,7 @@ def test_one_hot_is_that_of_every_residue_at_every_position():
     train, test = mutants(80), mutants(20, seed=1)
     y = [float(s.count("K") + (s[3] == "W")) for s in train]
     task = Regression.fit(y)
-    variants = Variants.among(train)
+    variants = WildType.of(train)
     assert variants is not None
     columns = variants.columns(train)
     x, new = variants.one_hot(train, columns), variants.one_hot(test, columns)
@@ -140,9 +140,9 @@ def test_one_hot_is_that_of_every_residue_at_every_position():
 
 
 def test_variants_are_told_from_other_proteins():
-    assert Variants.among(mutants(20)) is not None
-    assert Variants.among(proteins(20)) is None  # of several lengths
-    assert Variants.among([s[:20] for s in proteins(20)]) is None  # of one, and nothing in common
+    assert WildType.of(mutants(20)) is not None
+    assert WildType.of(proteins(20)) is None  # of several lengths
+    assert WildType.of([s[:20] for s in proteins(20)]) is None  # of one, and nothing in common
     task = Regression.fit([1.0, 2.0])
     found = baselines(task, rows(proteins(20), np.arange(20.0)), rows(TEN, [None] * 10))
     assert found.keys() == {"mean", "composition", "nearest neighbor"}

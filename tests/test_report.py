@@ -17,7 +17,7 @@ import esmtune
 from esmtune import pages, reporting
 from esmtune.cards import card, header_of, marked
 from esmtune.charts import MOST_POINTS, agreement_chart
-from esmtune.circumstances import command_of, hidden
+from esmtune.circumstances import hidden, repeating
 from esmtune.confusions import confusion, reliability
 from esmtune.evidence import bin_of, by_record
 from esmtune.judgements import verdict
@@ -449,7 +449,7 @@ def test_train_writes_both(trained):
 
 
 def test_the_command_that_a_report_names_repeats_the_run(trained, shell, monkeypatch, tmp_path):
-    command = shlex.split(command_of(read_outcome(trained.path)).replace("\\\n", ""))
+    command = shlex.split(repeating(read_outcome(trained.path)).replace("\\\n", ""))
     assert command[:3] == ["esmtune", "train", "stability.csv"]
     assert "--epochs" in command
     monkeypatch.chdir(trained.path.parent)

@@ -373,6 +373,17 @@ def test_evaluate_shows_it_too(family_run, shell):
     assert "identity to nearest" in shell("evaluate", folder / "random", folder / "test.csv").out
 
 
+def test_evaluate_does_not_split_the_training_table_again(family_run, monkeypatch):
+    folder, options, _ = family_run
+    run = esmtune.train(folder / "families.csv", out=folder / "by-identity", split="identity", **options)
+    test = pl.read_csv(run.path / "predictions.csv").filter(split="test")
+    table = pl.read_csv(folder / "families.csv").filter(pl.col("id").is_in(test["id"].to_list()))
+    monkeypatch.setattr("esmtune.families.related", lambda *_, **__: pytest.fail("the families were searched again"))
+    monkeypatch.setattr("esmtune.partition.related", lambda *_, **__: pytest.fail("relatives were searched again"))
+    found = esmtune.evaluate(run.path, table)
+    assert found["baselines"]["nearest neighbor"] == pytest.approx(run.metrics["baselines"]["test"]["nearest neighbor"])
+
+
 def test_a_split_is_used_again(family_run, shell):
     folder, options, _ = family_run
     file = folder / "random" / "split.csv"
