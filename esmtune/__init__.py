@@ -10,13 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from esmtune.applying import embed, evaluate, load, merge, predict
+    from esmtune.applying import embed, merge, predict
     from esmtune.checking import Check, check
     from esmtune.comparing import Comparison, compare
     from esmtune.diagnosis import doctor
     from esmtune.encoders import load_encoder, save_huggingface
     from esmtune.ensembles import Ensemble
+    from esmtune.evaluating import evaluate
     from esmtune.fitting import train
+    from esmtune.loading import load
     from esmtune.planning import Plan, plan
     from esmtune.predictor import Predictor
     from esmtune.reporting import report
@@ -61,6 +63,8 @@ _ROOMS = {
     "load_encoder": "encoders",
     "save_huggingface": "encoders",
     "Ensemble": "ensembles",
+    "evaluate": "evaluating",
+    "load": "loading",
     "Plan": "planning",
     "plan": "planning",
     "Predictor": "predictor",

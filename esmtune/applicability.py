@@ -50,11 +50,11 @@ class References:
             longest=max(lengths), residues="".join(sorted(set().union(*sequences))),
         )  # fmt: skip
 
-    def distance(self, vectors: Float[Tensor, "sequences dim"]) -> list[float]:
+    def distance(self, vectors: Float[Tensor, "sequences dim"]) -> Float[Tensor, "sequences"]:
         """How many of the training sequences are nearer to others than each of these is to them, as a share."""
         found = _nearest(vectors.to(torch.float16), self.vectors, own=False)
         below = torch.searchsorted(self.distances, found.contiguous(), right=True)
-        return (below.double() / len(self.distances)).tolist()
+        return below.double() / len(self.distances)
 
     def notes(self, sequence: str) -> str:
         """What else no training sequence has, in words; empty if there is nothing.

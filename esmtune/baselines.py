@@ -134,7 +134,12 @@ def named(name: str) -> str:
     >>> named("mean"), named("one-hot ridge")
     ('the mean', 'one-hot ridge')
     """
-    articles = {"mean": "the mean", "majority": "the majority", ZERO_SHOT: "the zero-shot score"}
+    articles = {
+        "mean": "the mean",
+        "majority": "the majority",
+        "mean or majority": "the mean or majority",
+        ZERO_SHOT: "the zero-shot score",
+    }
     articles |= {"nearest neighbor": "the nearest neighbor"}
     return articles.get(name, name)
 
@@ -147,7 +152,8 @@ def defined(name: str, scores: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ignorant(task: Task) -> str:
-    return "mean" if all(part.reads == "number" for _, part, _ in task.parts()) else "majority"
+    numbers = {part.reads == "number" for _, part, _ in task.parts()}
+    return "mean or majority" if len(numbers) > 1 else "mean" if True in numbers else "majority"
 
 
 def _labels(records: Sequence[Record], place: int, task: Task) -> list[Label]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from esmtune.commands import command_of, in_its_folder, in_lines
+from esmtune.events import counted_as
 from esmtune.judgements import chief_metric, kind_of_rows, nearness_parts
 from esmtune.outcomes import Outcome
 from esmtune.pages import Code, Items, Part, Rows, Section, Text
@@ -21,7 +22,6 @@ from esmtune.phrases import (
     MMSEQS2,
     OWN_DATA,
     UNKNOWN_NEARNESS,
-    counted,
     esmtune_bibtex,
     esmtune_citation,
     metric_name,
@@ -102,7 +102,7 @@ def data_section(outcome: Outcome) -> Section:
     parts: list[Part] = []
     if records:
         counts = ", ".join(f"{count:,} {name}" for name, count in records.items())
-        rows = f"{counted(data['rows'], 'row')}; " if "rows" in data else ""
+        rows = f"{counted_as(data['rows'], 'row')}; " if "rows" in data else ""
         parts.append(Text(f"{rows}labeled records: {counts}."))
     found = sorted(data.get("findings") or [], key=lambda f: ORDER.index(f.get("severity", "note")))
     if "findings" not in data:

@@ -1,7 +1,6 @@
 """Names, of which each point has one: of two classes, or of several."""
 
 import math
-import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from esmtune.kinds import Task, Total, task, weighed
+from esmtune.labels import natural
 from esmtune.losses import check_errors, check_loss, class_loss, wanted_shares
 from esmtune.metrics import Scores, classification_scores
 from esmtune.records import Label
@@ -234,21 +234,6 @@ def counted(labels: Sequence[Label]) -> Counter[str]:
         if label is not None:
             counts[str(label)] += number
     return counts
-
-
-def natural(name: str) -> tuple[int, float, tuple[str | int, ...], str]:
-    """What to sort by: numbers by their size, before words by the alphabet and the numbers within them.
-
-    >>> sorted(["g10", "10", "g2", "9.5"], key=natural)
-    ['9.5', '10', 'g2', 'g10']
-    """
-    try:
-        number = float(name)
-    except ValueError:
-        number = math.nan
-    if math.isfinite(number):
-        return (0, number, (), name)
-    return (1, 0.0, tuple(int(x) if i % 2 else x for i, x in enumerate(re.split(r"([0-9]+)", name))), name)
 
 
 def check_options(loss: str, gamma: float, label_smoothing: float) -> None:

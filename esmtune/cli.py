@@ -138,7 +138,9 @@ def evaluate(
     ] = None,
     sequence: Sequence = None,
     id: Identifier = None,
-    split: Annotated[str | None, Parameter(help="The column that says train, valid, calibration or test.")] = None,
+    split: Annotated[
+        str | None, Parameter(help="The column that says of which subset a row is, or RUN/split.csv.")
+    ] = None,
     mask: Annotated[str | None, Parameter(help="The column that says which residues count.")] = None,
     subset: Annotated[Split | None, Parameter(help="Only the rows of this split.")] = None,
     skip_bad_rows: Skip = False,
@@ -176,9 +178,12 @@ def predict(
         float | None, Parameter(help="Also lower and upper, or a set of classes, that hold this share of the truth.")
     ] = None,
     applicability: Annotated[
-        bool, Parameter(help="Also how far each row is from the training data, and what is new in it.", negative="")
+        bool, Parameter(help="Also how near each row is to the training data, and what is new in it.", negative="")
     ] = False,
-    conditional: Annotated[bool, Parameter(help="--interval for each class by itself.", negative="")] = False,
+    prefix: Annotated[str, Parameter(help="What the names of added columns begin with. [default: nothing]")] = "",
+    conditional: Annotated[
+        bool, Parameter(help="--interval for each class by itself, or by identity to training.", negative="")
+    ] = False,
     encoder: Encoder = None,
     verify: Annotated[bool, Parameter(help="First recompute three outputs saved with the predictor.")] = False,
     accelerator: Device = "auto",
@@ -189,8 +194,8 @@ def predict(
     with Bars() as bars:
         frame = esmtune.predict(
             run, data, out=out, overwrite=overwrite, sequence=sequence, probabilities=probabilities,
-            interval=interval, conditional=conditional, applicability=applicability, encoder=encoder, verify=verify,
-            accelerator=accelerator, precision=precision, tokens_per_batch=tokens_per_batch, watch=bars,
+            interval=interval, conditional=conditional, applicability=applicability, prefix=prefix, encoder=encoder,
+            verify=verify, accelerator=accelerator, precision=precision, tokens_per_batch=tokens_per_batch, watch=bars,
         )  # fmt: skip
     if out is None:
         from esmtune.writers import flat

@@ -10,10 +10,11 @@ import numpy as np
 
 from esmtune.charts import bar_chart
 from esmtune.contests import Pair, contests, corrected
+from esmtune.events import counted_as
 from esmtune.metrics import Scores
 from esmtune.outcomes import Outcome, Points, read_outcome
 from esmtune.pages import Page, Part, Rows, Section, Text, require, write_page
-from esmtune.phrases import counted, interval, metric_name, number
+from esmtune.phrases import interval, metric_name, number
 from esmtune.writers import check_out, write_json
 
 SPLITS = {"valid": "validation"}
@@ -170,8 +171,8 @@ def _trained_on(outcomes: Sequence[Outcome], names: Sequence[str], by_sequence: 
         both = known(outcomes[one], outcomes[one].held_out) & known(outcomes[other], training)
         if both:
             what = "sequence" if by_sequence else "id"
-            notes.append(f"{counted(len(both), what)} that {names[one]} was tested on {names[other]} was trained on; "
-                         "they are not among the shared records.")  # fmt: skip
+            told = f"{counted_as(len(both), what)} that {names[one]} was tested on {names[other]} was trained on"
+            notes.append(f"{told}; they are not among the shared records.")
     return notes
 
 
@@ -235,7 +236,7 @@ def page_of_comparison(found: Comparison) -> Page:
     first: list[Part] = [Text(pair.text) for pair in found.pairs]
     first += [Text(note, warning=True) for note in found.notes]
     return Page(
-        title=f"{counted(len(found.runs), 'run')} compared",
+        title=f"{counted_as(len(found.runs), 'run')} compared",
         subtitle=f"On the {found.records:,} {SPLITS.get(found.split, found.split)} records that all of them have.",
         sections=(
             Section("verdict", "What came of it", first),

@@ -16,10 +16,10 @@ from esmtune.cache import Cache
 from esmtune.config import LAYERS, Pooling, Precision
 from esmtune.embedding import embed_sequences
 from esmtune.esm2 import ESM2, Tokens
-from esmtune.events import Notice, Watcher
+from esmtune.events import Notice, Watcher, counted_as
 from esmtune.metrics import sign_of
 from esmtune.predictor import find_encoder
-from esmtune.records import Label, Level, Record
+from esmtune.records import Censored, Label, Level, Record
 from esmtune.tasks import Task
 
 Lookup = Callable[[str], "Float[np.ndarray, 'points channels'] | None"]  # what was computed of a sequence before
@@ -127,7 +127,6 @@ def gain(side: Side, best: str, metric: str, sampled: Bootstrap | None) -> dict[
 
 def _sentence(side: Side, found: Mapping[str, Any], value: float, interval: Sequence[float] | None) -> str:
     metric, low, high, lower = found["metric"], found["low"], found["high"], sign_of(found["metric"]) < 0
-    proteins = len({record.sequence for record in side.records})
     better = found["difference"] >= 0
     ends = (low, high) if better or low is None else (-high, -low)
     apart = (
@@ -140,12 +139,19 @@ def _sentence(side: Side, found: Mapping[str, Any], value: float, interval: Sequ
     else:
         verdict = "worse, and by more than chance" if high < 0 else "no more than chance would give"
     kind = "validation" if side.split == "valid" else f"{side.split}"
-    noun = f"{kind} protein{'' if proteins == 1 else 's'}".strip()
     said = (
-        f"On {proteins:,} {noun} {SPOKEN.get(metric, metric)} is {_number(value, metric)}{_range(interval, metric)}, "
+        f"On {_scored(side, kind)} {SPOKEN.get(metric, metric)} is {_number(value, metric)}{_range(interval, metric)}, "
     )
     said += f"{apart} the best baseline, {named(found['baseline'])}: {verdict}."
     return said + (" The same rows chose the weights, which flatters." if side.split == "valid" else "")
+
+
+def _scored(side: Side, kind: str) -> str:
+    """What scores are of, in words: sequences with a label that is no bound, and of residues how many."""
+    owners = [record.sequence for record in side.records for _ in record.labels]
+    known = [s for s, x in zip(owners, side.labels, strict=True) if x is not None and not isinstance(x, Censored)]
+    proteins = counted_as(len(set(known)), f"{kind} protein".strip())
+    return proteins if len(owners) == len(side.records) else f"{counted_as(len(known), 'residue')} of {proteins}"
 
 
 def _range(interval: Sequence[float | None] | None, metric: str) -> str:
@@ -235,7 +241,10 @@ def expecter(name: str, device: str, watch: Watcher) -> Expect:
         except ValueError as error:  # it may have moved since the run that is gone on with
             watch(Notice(f"No zero-shot score: {error}"))
             return None
-        return None if encoder.lm_head is None else encoder.to(torch.device(device))
+        if encoder.lm_head is None:
+            watch(Notice("No zero-shot score: the weights have no language-model head."))
+            return None
+        return encoder.to(torch.device(device))
 
     @torch.inference_mode()
     def expect(sequence: str) -> Float[np.ndarray, "residues symbols"] | None:

@@ -10,6 +10,7 @@ Accelerator = Literal["auto", "cpu", "cuda", "mps"]
 Pooling = Literal["mean", "cls", "residue"]
 Level = Literal["sequence", "residue"]
 Split = Literal["train", "valid", "calibration", "test"]
+SPLIT_METHODS = ("random", "stratified", "identity", "position", "mutations", "segment", "time")
 Replicates = Literal["keep", "mean"]
 Scaling = Literal["none", "temperature", "isotonic"]
 ScheduleShape = Literal["cosine", "linear", "constant"]

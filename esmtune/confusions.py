@@ -7,16 +7,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from esmtune.charts import Line, line_chart, matrix_chart
-from esmtune.conformal import calibration_error
+from esmtune.discrimination import MOST_CURVES, Confidence, Discrimination, confidence_of, curves_of
+from esmtune.events import counted_as
 from esmtune.evidence import each_points, points_in_words
 from esmtune.outcomes import Outcome, Points
 from esmtune.pages import Part, Rows, Section, Text, short
-from esmtune.phrases import NO_CALIBRATION, counted, interval, number, share
+from esmtune.phrases import NO_CALIBRATION, interval, number, share
 
-MOST_CURVES = 8
 MOST_CLASSES = 25  # of a confusion matrix
-CORNERS = 300  # of a curve
-CONFIDENCES = 10  # bins
 
 
 def classes_section(outcome: Outcome) -> Section:
@@ -27,8 +25,9 @@ def classes_section(outcome: Outcome) -> Section:
             continue
         if points.reads == "name":
             parts.append(_confusion(outcome, points))
-        if points.probabilities is not None:
-            parts += _curves(outcome, points)
+        found = discrimination(outcome, points)
+        if found is not None:
+            parts += _curves(points.target.name, found)
         parts.append(_by_class(points))
     return Section("classes", "Which class is taken for which", parts)
 
@@ -73,41 +72,40 @@ def truth_of(points: Points, place: int) -> tuple[np.ndarray, Float[np.ndarray, 
     return points.labels[known, place] == 1, score[known]
 
 
-def _curves(outcome: Outcome, points: Points) -> Iterator[Part]:
-    from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
+def discrimination(outcome: Outcome, points: Points) -> Discrimination | None:
+    """How well classes are told apart: from probabilities, or of residues from what the run wrote down of theirs."""
+    if points.probabilities is None:
+        return outcome.curves.get(points.target.name)
+    is_name = points.reads == "name"
+    truths = {name: truth_of(points, place) for place, name in enumerate(points.classes)}
+    right = points.labels == points.predictions
+    return Discrimination(
+        classes=len(truths), curves=curves_of(truths, is_exclusive=is_name),
+        confidence=confidence_of(right, points.probabilities.max(1)) if is_name else None,
+    )  # fmt: skip
 
-    pairs = {name: truth_of(points, place) for place, name in enumerate(points.classes)}
-    if points.reads == "name" and len(pairs) == 2:  # the other curve says the same
-        pairs = {points.classes[1]: pairs[points.classes[1]]}
-    possible = {name: pair for name, pair in pairs.items() if 0 < pair[0].sum() < len(pair[0])}
-    if not possible:
-        yield Text(f"{points.target.name}: no ROC curve, since only one class is among what was held out.")
+
+def _curves(target: str, found: Discrimination) -> Iterator[Part]:
+    if not found.curves:
+        yield Text(f"{target}: no ROC curve, since only one class is among what was held out.")
         return
-    shown = sorted(possible, key=lambda name: -int(possible[name][0].sum()))[:MOST_CURVES]
-    note = f"The {MOST_CURVES} commonest of {len(pairs)} classes." if len(pairs) > MOST_CURVES else ""
+    note = f"The {len(found.curves)} commonest of {found.classes} classes." if found.classes > MOST_CURVES else ""
     roc, precision = [], []
-    for name in shown:
-        truth, score = possible[name]
-        x, y, _ = roc_curve(truth, score)
-        roc.append(_thin(f"{short(name)} ({number(float(roc_auc_score(truth, score)))})", x, y))
-        y, x, _ = precision_recall_curve(truth, score)
-        precision.append(_thin(f"{short(name)} ({share(float(truth.mean()))})", x[::-1], y[::-1]))
+    for curve in found.curves:
+        x, y = curve.roc
+        roc.append(Line(name=f"{short(curve.name)} ({number(curve.auroc)})", x=x, y=y))
+        x, y = curve.precision_recall
+        precision.append(Line(name=f"{short(curve.name)} ({share(curve.share)})", x=x, y=y))
     yield line_chart(
-        f"{points.target.name}: ROC", roc, x="share of others called so", y="share of the class found", wide=False,
+        f"{target}: ROC", roc, x="share of others called so", y="share of the class found", wide=False,
         description="The area under each curve is in brackets; the dashed line is chance.", note=note, diagonal=True,
         x_range=(-0.01, 1.01), y_range=(-0.01, 1.01),
     )  # fmt: skip
     yield line_chart(
-        f"{points.target.name}: precision and recall", precision, x="recall", y="precision", wide=False, note=note,
+        f"{target}: precision and recall", precision, x="recall", y="precision", wide=False, note=note,
         description="The share of each class is in brackets, which is the precision of chance.",
         x_range=(-0.01, 1.01), y_range=(-0.01, 1.02),
     )  # fmt: skip
-
-
-def _thin(name: str, x: np.ndarray, y: np.ndarray) -> Line:
-    """A curve through so many of its corners, with both ends: closer ones share a pixel."""
-    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), CORNERS)).round().astype(int))
-    return Line(name=name, x=np.round(x[kept], 4).tolist(), y=np.round(y[kept], 4).tolist())
 
 
 def _by_class(points: Points) -> Rows:
@@ -148,8 +146,9 @@ def calibration_section(outcome: Outcome) -> Section:
     for name, own in of_targets.items():
         parts += _coverage(str(name), own, int((outcome.metrics.get("records") or {}).get("test", 0)))
     for points in each_points(outcome):
-        if points.reads == "name" and points.probabilities is not None:
-            parts.append(_reliability(points, of_targets.get(points.target.name) or {}))
+        told = discrimination(outcome, points) if points.reads == "name" else None
+        if told is not None and told.confidence is not None:
+            parts.append(_reliability(points.target.name, told.confidence, of_targets.get(points.target.name) or {}))
     if not of_targets and outcome.scores and outcome.metrics.get("task") not in ("mlm", "multilabel"):
         parts.insert(0, Text(NO_CALIBRATION, warning=True))
     return Section("calibration", "How far off a prediction may be", parts)
@@ -166,7 +165,7 @@ def _coverage(name: str, own: dict[str, Any], tested: int) -> Iterator[Part]:
     noise = [
         2 * float(np.sqrt(level * (1 - level) * (1 / max(1, calibrated) + 1 / max(1, tested)))) for level in promised
     ]
-    of = f"{counted(calibrated, 'calibration point')}, method {own.get('method', 'unknown')}"
+    of = f"{counted_as(calibrated, 'calibration point')}, method {own.get('method', 'unknown')}"
     is_class = own.get("method") == "lac"
     width = "classes in a set" if is_class else "mean width"
     rows = [
@@ -191,23 +190,12 @@ def _coverage(name: str, own: dict[str, Any], tested: int) -> Iterator[Part]:
     )  # fmt: skip
 
 
-def reliability(is_right: np.ndarray, confidence: Float[np.ndarray, "points"]) -> list[tuple[float, float, int]]:
-    """In bins of the probability of what is predicted: its mean, the share that is right, and how many there are."""
-    place = np.minimum((confidence * CONFIDENCES).astype(int), CONFIDENCES - 1)
-    return [
-        (float(confidence[place == n].mean()), float(is_right[place == n].mean()), int((place == n).sum()))
-        for n in range(CONFIDENCES) if (place == n).any()
-    ]  # fmt: skip
-
-
-def _reliability(points: Points, own: dict[str, Any]) -> Part:
+def _reliability(target: str, found: Confidence, own: dict[str, Any]) -> Part:
     from scipy.stats import binomtest
 
-    assert points.probabilities is not None
-    is_right, sure = points.labels == points.predictions, points.probabilities.max(1)
-    bins = reliability(is_right, sure)
+    bins = found.bins
     ends = [binomtest(round(right * n), n).proportion_ci(method="wilson") for _, right, n in bins]
-    text = f"Expected calibration error {number(own.get('ece', calibration_error(is_right, sure)))}"
+    text = f"Expected calibration error {number(own.get('ece', found.error))}"
     text += (
         f", {number(own['ece_before'])} before probabilities were mended" if own.get("ece_before") is not None else ""
     )
@@ -221,7 +209,7 @@ def _reliability(points: Points, own: dict[str, Any]) -> Part:
         hover=[f"said {number(said)}, right {number(right)}, {n:,} points" for said, right, n in bins],
     )  # fmt: skip
     return line_chart(
-        f"{points.target.name}: what probabilities mean", [line], x="probability of the predicted class",
+        f"{target}: what probabilities mean", [line], x="probability of the predicted class",
         y="share that is right", diagonal=True, wide=False, x_range=(0.0, 1.02), y_range=(0.0, 1.02),
         description=f"{text}. On the dashed line probabilities mean what they say; whiskers are 95 % intervals.",
         table=Rows("Probabilities and what is right", ("said", "right", "95 % interval", "points"), rows,

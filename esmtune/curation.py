@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from esmtune.config import TrainConfig
+from esmtune.config import SPLIT_METHODS, TrainConfig
 from esmtune.datasets import Columns, find_columns, read_rows
 from esmtune.inference import Told, infer_targets
 from esmtune.labels import READS, Reads
-from esmtune.methods import METHODS
 from esmtune.partition import asked_split, folds_for, missing_splits, with_calibration, with_file, with_splits
 from esmtune.readers import read
 from esmtune.records import BadRowsError, Dataset, Form, Problem, Record, Row, Split, Table, Target
@@ -76,7 +75,7 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
     asked = asked_split(config.split, tables[0])[1]
     missing = missing_splits(tables, columns[0], config, known)
     stratify = len(targets) == 1 and targets[0].form == "one" and reads[targets[0].kind] == "name"
-    if asked and asked not in METHODS:
+    if asked and asked not in SPLIT_METHODS:
         if len(tables) > 1:
             raise ValueError(f"{asked} says which rows are for validation and test, and there is a file for them too.")
         partition, folds = with_file(known, asked)
@@ -99,7 +98,9 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
     known, replicates = with_replicates(known, targets, reads, config.replicates)
     strangers, warnings = [], []
     try:
-        known, strangers, warnings = check_labels(known, targets, reads)
+        known, strangers, warnings = check_labels(
+            known, targets, reads, order=str((config.task or {}).get("order", ""))
+        )
         known = weighted(known, columns[0].weight)
     except ValueError as error:
         refuse(_in_order(problems, tables), config.skip_bad_rows)
@@ -114,7 +115,7 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
         problems=tuple(problems), held=partition.held,
     )  # fmt: skip
     has_mask = dataset.level == "residue" and dataset.kind != "mlm"
-    chosen = asked if asked and asked not in METHODS else partition.method if not columns[0].split else None
+    chosen = asked if asked and asked not in SPLIT_METHODS else partition.method if not columns[0].split else None
     return Curated(
         dataset=dataset, columns=columns[0] if has_mask else replace(columns[0], mask=None), folds=folds, whole=whole,
         blank=blank, reads=reads, rows=sum(table.frame.height for table in tables), refusal=refusal,
@@ -125,9 +126,10 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
 
 def curate_labeled(
     table: Table, columns: Columns, *, targets: Sequence[Target], classes: Known, subset: Split | None,
-    max_length: int | None, skip_bad_rows: bool,
+    max_length: int | None, skip_bad_rows: bool, file: str | None = None,
 ) -> Dataset:  # fmt: skip
-    """Make a dataset to evaluate a predictor on: the rows with a label, or those of one split.
+    """Make a dataset to evaluate a predictor on: the rows with a label, or those of one split, which a column tells,
+    or the `file` of a split.
 
     `targets` and `classes` are those of the predictor; a target without classes has numbers. The labels stand in
     `columns.target`, in the order of the targets, whatever the columns are called.
@@ -137,13 +139,19 @@ def curate_labeled(
             does not know is one reason.
         ValueError: for everything else that is wrong with the data.
     """
-    if subset and not columns.split:
+    if subset and not columns.split and not file:
         raise ValueError(
-            f"{table.source} has no split column to take the {subset} rows by. Say which it is: --split COLUMN."
+            f"{table.source} has no split column to take the {subset} rows by. Say which it is: --split COLUMN, or "
+            "--split RUN/split.csv for the split of a run."
         )
     targets, forms = tuple(targets), _forms(targets, columns)
-    found = read_rows(table, columns if subset else replace(columns, split=None), max_length=max_length)
-    rows = [row for row in found.rows if subset in (None, row.record.split)]
+    by_column = subset is not None and file is None
+    found = read_rows(table, columns if by_column else replace(columns, split=None), max_length=max_length)
+    rows = found.rows
+    if file:
+        split = {r.where: r.split for r in with_file(found.records, file)[0].records}
+        rows = [replace(row, record=replace(row.record, split=split[row.record.where])) for row in rows]
+    rows = [row for row in rows if subset in (None, row.record.split)]
     taken = [Column.of(rows, place, form, has_mask=columns.mask is not None) for place, form in enumerate(forms)]
     labeled = read_labels(rows, targets, taken, {t.kind: _reads_of(t.kind) for t in targets}, classes=classes)
     strangers = [

@@ -26,6 +26,9 @@ SPLITS: dict[str, Split] = {
 }
 
 
+SHOWN_IDS = 5
+
+
 @dataclass(frozen=True, kw_only=True)
 class Columns:
     """The names of the columns that matter."""
@@ -134,20 +137,27 @@ def _absent(role: str, table: Table) -> str:
     )
 
 
-def read_rows(table: Table, columns: Columns, *, max_length: int | None, unique_ids: bool = True) -> Rows:
-    """Make a record of each row, its labels still in their cells, or say why not."""
+def read_rows(table: Table, columns: Columns, *, max_length: int | None, unique_ids: bool = False) -> Rows:
+    """Make a record of each row, its labels still in their cells, or say why not.
+
+    With `unique_ids` a row whose id stands in another one is refused; it is told of else.
+    """
     rows: list[Row] = []
     problems: list[Problem] = []
     counts: Counter[str] = Counter()
     seen: dict[str, str] = {}
+    again: Counter[str] = Counter()
     for row, cells in enumerate(_cells(table, columns)):
         where = table.where(row)
         given = verbatim(cells["id"])
         name = given or str(table.places[row])
         try:
             sequence = _sequence(cells["sequence"], counts, max_length)
-            if unique_ids and given and seen.setdefault(given, where) != where:
-                raise ValueError(f"the id {given!r} stands in {seen[given]} already")
+            first = seen.setdefault(given, where) if given else where
+            if first != where:
+                again[given] += 1
+                if unique_ids:
+                    raise ValueError(f"the id {given!r} stands in {first} already")
             split = _split(cells["split"], cells["validation"]) if columns.split else None
             weight = _weight(cells["weight"]) if columns.weight else 1.0
             record = Record(id=name, sequence=sequence[:max_length], labels=(), split=split, where=where, weight=weight)
@@ -155,7 +165,12 @@ def read_rows(table: Table, columns: Columns, *, max_length: int | None, unique_
             rows.append(Row(record=record, length=len(sequence), cells=labels, mask=cells["mask"]))
         except ValueError as error:
             problems.append(Problem(where, name, str(error)))
-    return Rows(rows=rows, problems=problems, notices=list(_sequence_notices(counts, max_length)))
+    notices = list(_sequence_notices(counts, max_length))
+    if again and not unique_ids:
+        names = ", ".join(list(again)[:SHOWN_IDS]) + ", …" * (len(again) > SHOWN_IDS)
+        stand = "id stands" if len(again) == 1 else "ids stand"
+        notices.append(f"{len(again):,} {stand} in several rows ({names}): every row is used, and keeps its place.")
+    return Rows(rows=rows, problems=problems, notices=notices)
 
 
 def _cells(table: Table, columns: Columns) -> Iterator[dict[str, Any]]:

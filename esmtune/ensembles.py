@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from esmtune.applicability import References
 from esmtune.config import TOKENS_PER_BATCH, Precision
 from esmtune.events import Watcher, silent
 from esmtune.folders import (
@@ -75,30 +76,27 @@ class Ensemble(Predicting):
             member.to(device)
         return self
 
-    def answers(
+    def measured(
         self,
         sequences: Sequence[str],
         *,
         hide: bool = False,
+        references: References | None = None,
         tokens_per_batch: int = TOKENS_PER_BATCH,
         watch: Watcher = silent,
-    ) -> Float[Tensor, "members points outputs"]:
-        """What each member gives for clean sequences, in the unit of the first, in their order, on the CPU."""
+    ) -> tuple[Float[Tensor, "members points outputs"], Float[Tensor, "sequences"]]:
+        """What each member gives for clean sequences, in the unit of the first, and how far the first finds them."""
         options = {"hide": hide, "tokens_per_batch": tokens_per_batch, "watch": watch}
         if len({id(member.encoder) for member in self.members}) == 1:
-            found = list(answers_of(self.members, sequences, **options))
+            own, distances = answers_of(self.members, sequences, references=references, **options)
+            found = list(own)
         else:
-            found = [draw for member in self.members for draw in member.answers(sequences, **options)]
+            first, distances = self.members[0].measured(sequences, references=references, **options)
+            found = [*first, *(x for member in self.members[1:] for x in member.answers(sequences, **options))]
         owners = [member for member in self.members for _ in range(member.draws)]
         pairs = zip(found, owners, strict=True)
         together = torch.stack([self.task.translated(answers, member.task) for answers, member in pairs])
-        return scaled(self.task, [target.name for target in self.spec.targets], together, self.scalings)
-
-    def vectors(
-        self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent
-    ) -> Float[Tensor, "sequences dim"]:
-        """What the first member's head sees of each clean sequence, standardized."""
-        return self.members[0].vectors(sequences, tokens_per_batch=tokens_per_batch, watch=watch)
+        return scaled(self.task, [target.name for target in self.spec.targets], together, self.scalings), distances
 
     def save(self, folder: str | os.PathLike[str], *, self_contained: bool = False) -> None:
         """Write `predictor.json` and a folder for each member, whole or not at all."""

@@ -35,3 +35,13 @@ Watcher = Callable[[Notice | Progress], None]
 
 def silent(event: Notice | Progress) -> None:
     """Hear nothing: what the library does unless told otherwise."""
+
+
+def counted_as(number: int, noun: str) -> str:
+    """So many of something, in words.
+
+    >>> counted_as(1, "residue"), counted_as(1000, "class"), counted_as(2, "family")
+    ('1 residue', '1,000 classes', '2 families')
+    """
+    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + ("es" if noun.endswith("s") else "s")
+    return f"{number:,} {noun if number == 1 else plural}"

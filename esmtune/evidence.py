@@ -8,10 +8,12 @@ import numpy as np
 from jaxtyping import Float
 
 from esmtune.charts import Line, agreement_chart, bar_chart, letters_chart, line_chart
+from esmtune.events import counted_as
 from esmtune.judgements import kind_of_rows
+from esmtune.labels import set_read
 from esmtune.outcomes import Outcome, Points
 from esmtune.pages import Part, Rows, Section, Text, plain
-from esmtune.phrases import counted, number, share
+from esmtune.phrases import number, share
 
 WORST = 20
 EXAMPLES = 3  # proteins of a task per residue
@@ -170,7 +172,9 @@ def examples_section(outcome: Outcome) -> Section:
             own = points.where(points.record == records[place])
             name = str(outcome.predictions["id"][int(records[place])])
             title = f"{points.target.name} along {plain(name)}, the {what} of {len(records):,}"
-            told = f"{counted(len(own), 'residue')} with a label; {noun_of_error(points)} {number(float(mean[place]))}."
+            told = (
+                f"{counted_as(len(own), 'residue')} with a label; {noun_of_error(points)} {number(float(mean[place]))}."
+            )
             parts.append(_track(own, title, told))
     return Section("examples", "Along example proteins", parts)
 
@@ -246,7 +250,7 @@ def told_of(points: Points, place: int) -> list[str]:
         ]
     told = [str(points.labels[place]), str(points.predictions[place])]
     told += [number(float(points.probabilities[place].max()))] if points.probabilities is not None else []
-    return told + ([points.sets[place].replace(";", ", ")] if points.sets is not None else [])
+    return told + ([", ".join(set_read(points.sets[place], ";"))] if points.sets is not None else [])
 
 
 def _cell(outcome: Outcome, name: str, record: int) -> str:
@@ -265,7 +269,7 @@ def by_record(points: Points) -> tuple[np.ndarray, Float[np.ndarray, "records"]]
 def points_in_words(outcome: Outcome, points: Points) -> str:
     """How many points there are, and of what."""
     rows = kind_of_rows(outcome)
-    return f"{counted(len(points), 'residue')} of the {rows}" if points.residue.any() else f"{len(points):,} {rows}"
+    return f"{counted_as(len(points), 'residue')} of the {rows}" if points.residue.any() else f"{len(points):,} {rows}"
 
 
 def noun_of_error(points: Points) -> str:

@@ -7,9 +7,9 @@ import numpy as np
 from esmtune.class_findings import classes
 from esmtune.copies import copies
 from esmtune.curation import Curated
+from esmtune.events import counted_as
 from esmtune.findings import UNLIKELY, Facts, Finding, Severity
 from esmtune.kinship import kin
-from esmtune.labels import counted_as
 from esmtune.number_findings import numbers
 from esmtune.records import SPLITS
 from esmtune.sequence_findings import sequences

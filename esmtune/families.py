@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from esmtune.events import counted_as
 from esmtune.identity import CHECKED, IDENTITY, Pairs, components, related, search
 from esmtune.records import Record
 from esmtune.schemes import Folded, Parted, Scheme, by_name, by_number, strata_of, weights_of
@@ -128,8 +129,9 @@ def _enough_held_out(
     if _held(parts, rows, shares) >= ENOUGH or rows.sum() * min(s for s in shares if s > 0) < 1:
         return
     largest = np.bincount(families, weights=rows).max() / rows.sum()
+    number = counted_as(int(families.max()) + 1, "family")
     raise ValueError(
-        f"at {threshold:.0%} identity the sequences are {families.max() + 1:,} families, the largest with "
+        f"at {threshold:.0%} identity the sequences are {number}, the largest with "
         f"{largest:.0%} of the rows: they cannot be split in the shares that were asked for. Give a higher --identity, "
         "or other shares."
     )

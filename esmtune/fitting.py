@@ -97,7 +97,9 @@ def train(
         )
         hear(Notice(peak_memory(children=config.devices > 1).text))
         run = _run_of(trained, curated, config, notices, path, hear)
-        run.metrics["data"] = {"rows": curated.rows, "findings": [asdict(finding) for finding in findings]}
+        counts = {f"{name}s": sum(f.severity == name for f in findings) for name in ("warning", "note")}
+        found = [asdict(finding) for finding in findings]
+        run.metrics["data"] = {"rows": curated.rows, **counts, "findings": found}
         if path is not None and trained.is_main:
             write_run(run, path, data, curated.dataset, logs=logs, seconds=time.time() - started)
             journal.close()
@@ -123,14 +125,14 @@ def _identity(config: TrainConfig, curated: Curated) -> dict[str, Any]:
 def _run_of(
     trained: "Trained", curated: Curated, config: TrainConfig, notices: list[str], path: Path | None, watch: Watcher
 ) -> Run:
-    from esmtune.reliability import calibrated, calibration_errors, mended, reliability
+    from esmtune.reliability import calibrated, calibration_errors, discriminations, mended, reliability
 
     several, data = len(trained.members) > 1, curated.dataset
     before = calibration_errors(trained, data) if config.scaling != "none" else {}
     trained, scalings, used = mended(trained, data, config.scaling, config.seed)
     trained.predictor.scalings = scalings
-    trained.predictor.calibration = calibrated(trained, data, config.seed, used)
     near = nearness_in(data.of(None), wild_type=config.wild_type, coverage=config.coverage)
+    trained.predictor.calibration = calibrated(trained, data, config.seed, used, near)
     metrics = metrics_of(trained, curated, config, near, watch)  # which may say something
     return Run(
         predictor=trained.predictor,
@@ -142,6 +144,7 @@ def _run_of(
             for entry in fitted.history
         ],
         predictions=predictions_of(trained, data, near),
+        curves=discriminations(trained, data),
         notices=tuple(notices),
         config=resolved(trained.config, curated, trained.predictor.spec),
         path=path,

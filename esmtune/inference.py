@@ -12,6 +12,7 @@ from esmtune.labels import (
     as_number,
     as_text,
     has_decimal_comma,
+    has_unit,
     is_plain_number,
     unknown_in,
     verbatim,
@@ -20,6 +21,8 @@ from esmtune.records import Censored, Form, Level, Row, Target
 from esmtune.targets import Column, is_per_residue
 
 FEW_VALUES = 20
+SHOWN_GRADES = 6
+MOST_UNITS = 2  # behind numbers; with more of them they are part of names
 GREAT_MAJORITY = 0.9  # of the rows, so that a few bad ones are listed and do not turn everything around
 LONG_NAME = 20  # letters; what is longer is no name of a class
 
@@ -216,6 +219,12 @@ def infer_kind(values: Counter[str], *, level: Level = "sequence") -> tuple[str,
     shown = _shown(names)
     if others.total() > numbers.total() and all(map(has_decimal_comma, others)):
         raise ValueError(f"the labels are numbers with a decimal comma ({shown}). Write them with a point: 0.5.")
+    units = {has_unit(text) for text in others}
+    if len(names) > 2 and others.total() > numbers.total() and len(units) <= MOST_UNITS and None not in units:
+        raise ValueError(
+            f"the labels are numbers with something behind them ({shown}). Write the number alone, and the unit into "
+            "the column's name."
+        )
     if level == "sequence" and 2 * sum(n for text, n in others.items() if ";" in text) > values.total():
         raise ValueError(
             f"the labels are lists ({shown}). If each names several classes, say --task multilabel; if there is one "
@@ -243,10 +252,12 @@ def infer_kind(values: Counter[str], *, level: Level = "sequence") -> tuple[str,
             )
         return "regression", "the labels are numbers"
     if len(names) > 2 and level == "sequence":
-        several = " If they name several classes a row, say --task multilabel." if ";" in "".join(others) else ""
+        few = ",".join(names) if len(names) <= SHOWN_GRADES else "lowest,...,highest"
+        more = f"; if they are grades, --task ordinal --task.order {few}, put in order."
+        if ";" in "".join(others):
+            more = ". If they name several classes a row, say --task multilabel."
         raise ValueError(
-            f"the labels are text of {len(names):,} values ({shown}). If they are classes, say --task multiclass."
-            f"{several}"
+            f"the labels are text of {len(names):,} values ({shown}). If they are classes, say --task multiclass{more}"
         )
     return "multiclass", "the labels are text"
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from esmtune.applicability import References
 from esmtune.batching import SPECIALS, Budget, by_length
 from esmtune.config import TOKENS_PER_BATCH, TrainConfig
 from esmtune.esm2 import Tokens
@@ -109,16 +110,34 @@ class Inputs:
         width = self.predictor.task.num_outputs
         return self._gathered(indices, counts, width, stage, lambda batch: self.predictor(self(batch)))
 
-    def said(self, indices: Sequence[int], stage: str) -> Float[Tensor, "draws points outputs"]:
-        """The outputs that the predictor gives once it is trained: one draw, or as many as it draws of its dropout."""
+    def said(
+        self, indices: Sequence[int], stage: str, references: References | None
+    ) -> tuple[Float[Tensor, "draws points outputs"], Float[Tensor, "indices"]]:
+        """The outputs that the predictor gives once it is trained: one draw, or as many as it draws of its dropout.
+
+        Also how far the records are from references; NaN without any.
+        """
         self.prepare(indices, stage)
         counts = [self.points[i] for i in indices]
         draws, width = self.predictor.draws, self.predictor.task.num_outputs
-        found = self._gathered(
-            indices, counts, draws * width, stage,
-            lambda batch: torch.cat(self.predictor.said(self(batch), [self.sequences[i] for i in batch]), dim=1),
-        )  # fmt: skip
-        return found.unflatten(1, (draws, width)).transpose(0, 1)
+
+        def compute(batch: Sequence[int]) -> Tensor:
+            x, own = self(batch), [self.sequences[i] for i in batch]
+            if references is None:
+                return self._beside(torch.full((len(batch),), torch.nan), batch, self.predictor.said(x, own))
+            x = self.predictor.pooled(x) if isinstance(x, Tokens) else x
+            far = references.distance(self.predictor.vectors(x).cpu()).float()
+            return self._beside(far, batch, self.predictor.said(x, own))
+
+        found = self._gathered(indices, counts, draws * width + 1, stage, compute)
+        starts = torch.tensor([0, *counts]).cumsum(0)[:-1]
+        return found[:, :-1].unflatten(1, (draws, width)).transpose(0, 1), found[starts, -1]
+
+    def _beside(self, of_records: Tensor, batch: Sequence[int], outputs: Sequence[Tensor]) -> Tensor:
+        """Outputs of points, and in a last column what is known of their records."""
+        counts = torch.tensor([self.points[i] for i in batch], device=outputs[0].device)
+        column = of_records.to(outputs[0]).repeat_interleave(counts)
+        return torch.cat([*outputs, column[:, None]], dim=1)
 
     def _gathered(
         self, indices: Sequence[int], counts: Sequence[int], width: int, stage: str,

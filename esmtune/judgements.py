@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from esmtune.charts import bar_chart
+from esmtune.events import counted_as
 from esmtune.metrics import sign_of
 from esmtune.outcomes import Outcome, Scores
 from esmtune.pages import Part, Rows, Section, Text
@@ -12,7 +13,6 @@ from esmtune.phrases import (
     NO_BASELINES,
     NO_INTERVALS,
     NOTHING_HELD_OUT,
-    counted,
     interval,
     meaning,
     metric_name,
@@ -207,7 +207,7 @@ def nearness_parts(outcome: Outcome) -> Iterator[Part]:
         columns = (what, "records", *map(metric_name, metrics))
         values = [each["scores"].get(metric) for each in bins]
         hover = [
-            f"{label}: {number(v)}, {counted(each['records'], 'record')}"
+            f"{label}: {number(v)}, {counted_as(each['records'], 'record')}"
             for label, v, each in zip(names, values, bins, strict=True)
         ]
         yield bar_chart(

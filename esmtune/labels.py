@@ -1,10 +1,12 @@
 """How labels stand in the cells of a table: taken apart into points, read, and written again."""
 
+import json
 import math
 import re
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
+from esmtune.events import counted_as
 from esmtune.records import Censored, Form, Label, Marks, Target
 
 Reads = Literal["number", "name", "names"]  # what a task's labels are: float or Censored, str, Marks
@@ -22,6 +24,7 @@ UNKNOWN_NUMBERS = frozenset((*(name.lower() for name in UNKNOWN_NAMES), "-nan"))
 TRUTH = {"1": True, "0": False, "true": True, "false": False}
 _WHOLE = re.compile(r"(0|-?[1-9][0-9]*)\.0+")
 _DECIMAL_COMMA = re.compile(r"(>=?|<=?|≥|≤)?\s*[+-]?[0-9]+,[0-9]+")
+_WITH_UNIT = re.compile(r"(?:>=?|<=?|≥|≤)?\s*[+-]?[0-9]+(?:\.[0-9]+)?\s*([^\s0-9.,;:/+-][^0-9;]*)")
 _BOUND = re.compile(r"(>=?|<=?|≥|≤)\s*(.+)")
 
 
@@ -111,15 +114,6 @@ def _parts(text: str, form: Form, length: int) -> list[str] | None:
     return list(text)
 
 
-def counted_as(number: int, noun: str) -> str:
-    """So many of something.
-
-    >>> counted_as(1, "residue"), counted_as(1000, "label")
-    ('1 residue', '1,000 labels')
-    """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def counted(cell: Any, length: int) -> list[bool]:
     """Read a mask: for each residue whether its label counts.
 
@@ -170,6 +164,7 @@ def _number(text: str) -> Label:
         hint = "; write a decimal point, not a comma" if has_decimal_comma(text) else ""
         hint = "; --level residue reads one entry a residue" if ";" in text else hint
         hint = "; write the number alone, or a bound such as >10" if text[:1] in "~≈=" or "±" in text else hint
+        hint = "; write the number alone, without its unit" if has_unit(text) else hint
         raise ValueError(f"the label {text!r} is no number{hint}")
     if not math.isfinite(value.value if isinstance(value, Censored) else value):
         raise ValueError(f"the label {text!r} is not finite")
@@ -187,6 +182,54 @@ def _marks(text: str) -> Label:
     return Marks(frozenset(name for name in names if not name.startswith("?")), unknown)
 
 
+def natural(name: str) -> tuple[int, float, tuple[str | int, ...], str]:
+    """What to sort by: numbers by their size, before words by the alphabet and the numbers within them.
+
+    >>> sorted(["g10", "10", "g2", "9.5"], key=natural)
+    ['9.5', '10', 'g2', 'g10']
+    """
+    try:
+        number = float(name)
+    except ValueError:
+        number = math.nan
+    if math.isfinite(number):
+        return (0, number, (), name)
+    return (1, 0.0, tuple(int(x) if i % 2 else x for i, x in enumerate(re.split(r"([0-9]+)", name))), name)
+
+
+def grades_of(names: Collection[str], order: str = "") -> list[str]:
+    """The grades from the lowest to the highest: as `order` names them, separated by commas, or numbers by their size.
+
+    >>> grades_of(["10", "2"]), grades_of(["high", "low"], "low,medium,high")
+    (['2', '10'], ['low', 'medium', 'high'])
+
+    Raises:
+        ValueError: for words without an order, or an order that names one twice or leaves one out.
+    """
+    words = sorted(name for name in names if as_number(name) is None)
+    if words and not order:
+        raise ValueError(
+            f"the grades are words ({', '.join(words[:6])}), whose order nobody can tell. Say it, from lowest to "
+            f"highest: --task.order {','.join(words[:6])}, put right."
+        )
+    grades = [name.strip() for name in order.split(",")] if order else sorted(names, key=natural)
+    missing = sorted(set(names) - set(grades), key=natural)
+    if missing or len(set(grades)) < len(grades):
+        what = f"leaves out {', '.join(missing)}" if missing else "names a grade twice"
+        raise ValueError(f"order is {order!r}, which {what}: name every grade once, from the lowest to the highest.")
+    return grades
+
+
+def has_unit(text: str) -> str | None:
+    """What stands behind a number, if that is all there is; None of anything else.
+
+    >>> has_unit("47.0 C"), has_unit("47%"), has_unit("47.0"), has_unit("P53")
+    ('C', '%', None, None)
+    """
+    found = _WITH_UNIT.fullmatch(text)
+    return found[1] if found else None
+
+
 def is_marked(text: str) -> bool | None:
     """Read a cell of a column that says of one class whether it holds; None if it is unknown.
 
@@ -198,6 +241,28 @@ def is_marked(text: str) -> bool | None:
     if text not in TRUTH:
         raise ValueError(f"the label {text!r} is neither 0 nor 1, as several columns of a multilabel task must be")
     return TRUTH[text]
+
+
+def set_written(names: Sequence[str], classes: Collection[str], between: str) -> str:
+    """Write a set of classes as a text, or as a JSON list where a class has a sign in its name that would be misread.
+
+    >>> set_written(["a", "b"], ["a", "b"], ";"), set_written(["a;b", "c"], ["a;b", "c"], ";")
+    ('a;b', '["a;b", "c"]')
+    """
+    if any(between in name or name.startswith("[") for name in classes):
+        return json.dumps(list(names), ensure_ascii=False)
+    return between.join(names)
+
+
+def set_read(text: str, between: str) -> list[str]:
+    """The classes of a set that `set_written` wrote.
+
+    >>> set_read("a;b", ";"), set_read('["a;b", "c"]', ";"), set_read("", ";")
+    (['a', 'b'], ['a;b', 'c'], [])
+    """
+    if text.startswith("["):
+        return json.loads(text)
+    return text.split(between) if text else []
 
 
 def written(target: Target, values: Sequence[Label]) -> Any:

@@ -63,6 +63,7 @@ class Trained:
     draws: Float[Tensor, "members draws points outputs"]  # of the dropout of each member, of which answers are the mean
     answers: Float[Tensor, "members points outputs"]  # of all members, for the labeled records, in one unit
     outputs: Float[Tensor, "points outputs"]  # of the predictor; with folds of those that had not seen the point
+    distances: Float[Tensor, "records"]  # of the labeled records from what the same were trained on; NaN for that
     task: Task
     by_fold: bool  # whether each training record was held out by one member, which validates it
     is_main: bool  # whether this process is the one that writes files
@@ -139,9 +140,10 @@ def train_members(
     for name in collapsed:
         watch(Notice(f"COLLAPSED: {name} learned nothing that the other seeds did, and is left out of the predictor."))
     kept = [number for number, member in enumerate(members) if member.name not in collapsed]
-    outputs = common.average(answers[kept])
+    outputs, distances = common.average(answers[kept]), fitted[kept[0]].distances
     if folds > 1:
         outputs = _out_of_fold(members, answers, outputs)
+        distances = _distances_out_of_fold(members, fitted)
     chosen = [predictors[number] for number in kept]
     return Trained(
         config=config,
@@ -154,6 +156,7 @@ def train_members(
         draws=draws,
         answers=answers,
         outputs=outputs,
+        distances=distances,
         task=common,
         by_fold=folds > 1,
         is_main=is_main,
@@ -263,6 +266,15 @@ def _out_of_fold(members: Sequence[Member], answers: Tensor, outputs: Tensor) ->
         held_out = [r.split in UNFITTED for r in member.data.of(None) for _ in r.labels]
         outputs[torch.tensor(held_out)] = answers[number][torch.tensor(held_out)]
     return outputs
+
+
+def _distances_out_of_fold(members: Sequence[Member], fitted: Sequence[Fitted]) -> Tensor:
+    """How far each record is from what the member learned from that did not see it; test records from the first's."""
+    distances = fitted[0].distances.clone()
+    for member, own in zip(members, fitted, strict=True):
+        held_out = torch.tensor([r.split in UNFITTED for r in member.data.of(None)])
+        distances[held_out] = own.distances[held_out]
+    return distances
 
 
 def _collapsed(members: Sequence[Member], fitted: Sequence[Fitted], fitted_task: Task) -> list[str]:

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +12,17 @@ from esmtune.families import folds_by_identity, split_by_identity
 from esmtune.identity import Pairs
 from esmtune.labels import as_number, as_text
 from esmtune.records import Record, Split, Table
-from esmtune.schemes import Folded, Parted, Scheme, by_name, by_number, known_split, strata_of, weights_of
+from esmtune.schemes import (
+    Folded,
+    Parted,
+    Scheme,
+    by_name,
+    by_number,
+    check_strata,
+    known_split,
+    strata_of,
+    weights_of,
+)
 from esmtune.splits import deal_groups, folds_of, split_at_random
 from esmtune.variants import (
     Variants,
@@ -22,8 +32,6 @@ from esmtune.variants import (
     variants_of,
 )
 
-Method = Literal["random", "stratified", "identity", "position", "mutations", "segment", "time"]
-METHODS: tuple[str, ...] = get_args(Method)
 IN_ORDER = ("mutations", "time")  # what comes later is held out: folds go forward, and a seed changes nothing
 
 
@@ -46,6 +54,7 @@ def split_by(
                       text="at random" + ", each class alike" * scheme.stratify, facts=facts)  # fmt: skip
     weights = Counter(r.sequence for r in records)
     if scheme.method == "stratified":
+        check_strata(records)
         alone = np.arange(len(weights))
         parts = deal_groups(
             alone, strata_of(records), weights_of(weights), (1 - valid - test, valid, test), scheme.seed
@@ -95,6 +104,7 @@ def folds_by(records: Sequence[Record], scheme: Scheme, folds: int, *, pairs: Pa
         return Folded(held=held, text=f"by {scheme.method}", facts=facts)
     shares = [1 / folds] * folds
     if scheme.method == "stratified":
+        check_strata(records)
         parts = deal_groups(np.arange(len(weights)), strata_of(records), weights_of(weights), shares, scheme.seed)
         return Folded(held=by_number(weights, parts), text="at random, labels alike in each", facts=facts)
     return folds_by_identity(records, scheme, folds, pairs)
@@ -159,12 +169,13 @@ def _mutations(
     held, most = most_mutated(variants, weights, test, scheme.mutations)
     parts: dict[str, Split] = {s: "test" if s in held else "train" for s in weights}
     rest = [s for s in weights if s not in held]
-    total, free = sum(weights.values()), sum(weights[s] for s in rest)
-    share = min(valid * total / free, 0.5)
+    # More may be held out for test than was asked for: of what is left, validation gets its share of all but test.
+    share = valid / (1 - test) if len(held) else valid
     alone = [Record(id="", sequence=s, labels=(None,), split=None, where="") for s in rest]
     drawn = split_at_random(alone, valid=share, test=0.0, stratify=False, seed=scheme.seed)
     parts |= {r.sequence: known_split(r.split) for r in drawn}
-    text = f"by mutations: up to {most} in train, more in test; validation is drawn from those with few at random"
+    drawn_from = "; validation is drawn from those with few at random" if share else ""
+    text = f"by mutations: up to {most} in train, more in test{drawn_from}"
     return Parted(parts=parts, text=text, facts=facts | {"mutations": most})
 
 

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from esmtune.classes import GAMMA, LEAST_SHARE, ClassWeights, balanced, check_options, class_errors, natural, yes_or_no
+from esmtune.classes import GAMMA, LEAST_SHARE, ClassWeights, balanced, check_options, class_errors, yes_or_no
 from esmtune.kinds import Task, Total, task, weighed
+from esmtune.labels import natural
 from esmtune.metrics import Scores, multilabel_scores
 from esmtune.records import Label, Marks
 from esmtune.resamples import Counts, Resampled, multilabel_resampled

@@ -14,6 +14,7 @@ from esmtune.records import Record
 from esmtune.variants import Variants, nearest_variants, variants_of
 
 BINS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)
+BIN_NAMES = tuple(f"{low:g} to {high:g}" for low, high in itertools.pairwise(BINS))
 LOOKED_AT = 20  # training sequences: with less there is no telling near from far
 MANY_MUTATIONS = 10  # from here on all are one bin
 TRAINING = "training.fasta.gz"
@@ -84,6 +85,18 @@ def _of_one_protein(training: Sequence[str], sequences: Sequence[str], wild_type
         return variants_of([*training, *sequences], learned.wild_type)
     except ValueError:
         return None
+
+
+def bin_of(identity: float) -> str:
+    """The bin that an identity is in, in words; of none, none.
+
+    >>> bin_of(0.42), bin_of(1.0), bin_of(float("nan"))
+    ('0.3 to 0.5', '0.9 to 1', '')
+    """
+    if np.isnan(identity):
+        return ""
+    place = int(np.searchsorted(BINS[1:-1], identity, side="right"))
+    return BIN_NAMES[place]
 
 
 def write_training(sequences: Sequence[str], folder: Path) -> None:

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from esmtune.classes import Named, counted, natural
+from esmtune.classes import Named, counted
 from esmtune.kinds import Total, task, weighed
-from esmtune.labels import as_number
+from esmtune.labels import grades_of
 from esmtune.metrics import Scores, ordinal_scores
 from esmtune.records import Label
 from esmtune.resamples import Counts, Resampled, ordinal_resampled
@@ -47,19 +47,7 @@ class Ordinal(Named):
                 leaves one out.
         """
         counts = counted(labels)
-        words = sorted(name for name in counts if as_number(name) is None)
-        if words and not order:
-            raise ValueError(
-                f"the grades are words ({', '.join(words[:6])}), whose order nobody can tell. Say it, from lowest to "
-                f"highest: --task.order {','.join(words[:6])}, put right."
-            )
-        grades = [name.strip() for name in order.split(",")] if order else sorted(counts, key=natural)
-        missing = sorted(counts.keys() - set(grades), key=natural)
-        if missing or len(set(grades)) < len(grades):
-            what = f"leaves out {', '.join(missing)}" if missing else "names a grade twice"
-            raise ValueError(
-                f"order is {order!r}, which {what}: name every grade once, from the lowest to the highest."
-            )
+        grades = grades_of(counts, order)
         if len(counts) < 2:
             raise ValueError(f"grades need two at least; there are {len(counts)}: {', '.join(counts)}.")
         return cls(classes=tuple(grades), shares=tuple(counts[name] / counts.total() for name in grades))

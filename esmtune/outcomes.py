@@ -12,10 +12,12 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float, Int
 
+from esmtune.discrimination import Discrimination
 from esmtune.labels import READS, Reads, as_number, as_text
 from esmtune.readers import read
 from esmtune.records import Target
 
+CURVES = "curves.json"
 Scores = Mapping[str, float | int | None]
 IGNORANT = {"number": "mean", "name": "majority", "names": "majority"}  # the baseline that stood alone before
 
@@ -80,6 +82,7 @@ class Outcome:
     environment: Mapping[str, Any]
     spec: Mapping[str, Any]  # predictor.json, of several members that of the first
     members: int
+    curves: Mapping[str, Discrimination]  # of the residues of each target with classes
     digests: tuple[str, ...] | None  # of the sequences of the predictions, where split.csv tells them
 
     @property
@@ -183,6 +186,7 @@ def read_outcome(path: str | Path) -> Outcome:
             environment=_json(path / "environment.json"),
             spec=_json(path / "predictor" / members[0] / "predictor.json") | _own(spec) if members else spec,
             members=max(1, len(members)),
+            curves={name: Discrimination.loaded(own) for name, own in _json(path / CURVES).items()},
             digests=_digests(path / "split.csv", predictions),
         )
     except (json.JSONDecodeError, tomllib.TOMLDecodeError, pl.exceptions.PolarsError, UnicodeDecodeError) as error:

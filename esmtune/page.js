@@ -31,7 +31,9 @@
     return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, colored(each, name)]));
   };
   const figures = charts.map((chart) => JSON.parse(document.getElementById(chart.dataset.figure).textContent));
-  const options = { responsive: true, displaylogo: false, scrollZoom: false,
+  // Where nothing hovers the buttons would stand over the chart for good, and a finger that scrolls would zoom.
+  const canHover = matchMedia("(hover: hover)").matches;
+  const options = { responsive: true, displaylogo: false, scrollZoom: false, displayModeBar: canHover ? "hover" : false,
     modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"], toImageButtonOptions: { format: "svg" } };
   const draw = (chart, place, width) => {
     const figure = colored(figures[place]);
@@ -40,6 +42,7 @@
     const isNarrow = width === undefined && chart.clientWidth < 480;
     for (const trace of figure.data) if (trace.meta === "scaled") trace.showscale = !isNarrow;
     if (isNarrow) layout.font = { ...layout.font, size: 11 };
+    if (!canHover) layout.dragmode = false;
     if (width !== undefined) layout.width = Math.min(width, chart.parentElement.classList.contains("half") ? 520 : width);
     return Plotly.react(chart, figure.data, layout, options);
   };

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from esmtune.config import TrainConfig
+from esmtune.config import SPLIT_METHODS, TrainConfig
 from esmtune.datasets import Columns
 from esmtune.families import feasible
 from esmtune.identity import IDENTITY, NoMMseqsError, Pairs, linked, related
 from esmtune.labels import Reads
-from esmtune.methods import IN_ORDER, METHODS, folds_by, split_by, times_of
-from esmtune.records import HELD_OUT, SPLITS, Dataset, Record, Split, Table, Target
+from esmtune.methods import IN_ORDER, folds_by, split_by, times_of
+from esmtune.records import SPLITS, Dataset, Record, Split, Table, Target
 from esmtune.schemes import Folded, Parted, Scheme
 from esmtune.split_files import SplitFile, read_split
 from esmtune.variants import variants_of
@@ -50,7 +50,7 @@ def asked_split(split: str | None, table: Table) -> tuple[str | None, str | None
     """
     if split is None:
         return None, None
-    is_method, is_file = split in METHODS, Path(split).is_file()
+    is_method, is_file = split in SPLIT_METHODS, Path(split).is_file()
     if split in table.frame.columns:
         if is_method or is_file:
             what = "a way to split" if is_method else "a file"
@@ -59,7 +59,9 @@ def asked_split(split: str | None, table: Table) -> tuple[str | None, str | None
     if is_method or is_file:
         return None, split
     if split.endswith(".csv"):
-        raise ValueError(f"split {split!r} is no file. It can be a column, RUN/split.csv, or {', '.join(METHODS)}.")
+        raise ValueError(
+            f"split {split!r} is no file. It can be a column, RUN/split.csv, or {', '.join(SPLIT_METHODS)}."
+        )
     return split, None
 
 
@@ -108,7 +110,7 @@ def with_splits(
     scheme = _asked_scheme(config, method, stratify, tables, own)
     pairs, found = None, ""
     if method is None and missing == {"valid", "test"} and kind != "mlm" and (valid or test or folds > 1):
-        scheme, pairs, found = _told_scheme(own, scheme, valid, test)
+        scheme, pairs, found = told_scheme(own, scheme, valid, test)
     try:
         parted = split_by(own, scheme, valid=valid, test=test, pairs=pairs) if own else None
     except ValueError:
@@ -169,10 +171,13 @@ def _asked_scheme(
     )  # fmt: skip
 
 
-def _told_scheme(
+def told_scheme(
     records: Sequence[Record], scheme: Scheme, valid: float, test: float
 ) -> tuple[Scheme, Pairs | None, str]:
-    """By identity if related sequences are found and can be held out; at random else, with what that hides."""
+    """By identity if related sequences are found and can be held out; at random else, with what that hides.
+
+    Returns the scheme, the related pairs if they were looked for, and what is to be said, in words.
+    """
     sequences = list(dict.fromkeys(r.sequence for r in records))
     if len(sequences) < LOOKED_AT:
         return scheme, None, RELATED
@@ -223,11 +228,6 @@ def _facts(parted: Parted | None, folded: Folded | None) -> Mapping[str, Any]:
 
 def _warned(records: Sequence[Record], counts: Mapping[str, int], folds: int) -> list[str]:
     notices = []
-    learned = {r.sequence for r in records if r.split == "train"}
-    for split in HELD_OUT:
-        again = sum(r.split == split and r.sequence in learned for r in records)
-        if again:
-            notices.append(f"LEAK: {again:,} of the {counts[split]:,} {split} rows have a sequence that is trained on.")
     if not counts["valid"] and folds == 1:
         notices.append("There are no validation rows: the weights after the last step are kept.")
     if not counts["test"]:

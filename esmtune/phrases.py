@@ -144,16 +144,6 @@ def interval(ends: Sequence[float | int | None] | None) -> str:
     return f"[{number(ends[0])}, {number(ends[1])}]"
 
 
-def counted(count: int, noun: str) -> str:
-    """So many of something.
-
-    >>> counted(1, "test record"), counted(1200, "class")
-    ('1 test record', '1,200 classes')
-    """
-    plural = noun + ("es" if noun.endswith("s") else "s")
-    return f"{count:,} {noun if count == 1 else plural}"
-
-
 def share(value: float | int) -> str:
     """A share in percent.
 

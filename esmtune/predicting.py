@@ -60,6 +60,21 @@ class Predicting(ABC):
         """Move all weights to a device, and return itself."""
 
     @abstractmethod
+    def measured(
+        self,
+        sequences: Sequence[str],
+        *,
+        hide: bool = False,
+        references: References | None = None,
+        tokens_per_batch: int = TOKENS_PER_BATCH,
+        watch: Watcher = silent,
+    ) -> tuple[Float[Tensor, "members points outputs"], Float[Tensor, "sequences"]]:
+        """What each member's head gives for clean sequences, and how far these are from references, on the CPU.
+
+        With `hide`, a language model does not see the residues that it must guess. Both come of one pass; without
+        references nothing is measured.
+        """
+
     def answers(
         self,
         sequences: Sequence[str],
@@ -68,16 +83,8 @@ class Predicting(ABC):
         tokens_per_batch: int = TOKENS_PER_BATCH,
         watch: Watcher = silent,
     ) -> Float[Tensor, "members points outputs"]:
-        """What each member's head gives for clean sequences, in their order, on the CPU.
-
-        With `hide`, a language model does not see the residues that it must guess.
-        """
-
-    @abstractmethod
-    def vectors(
-        self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent
-    ) -> Float[Tensor, "sequences dim"]:
-        """What the (first member's) head sees of each clean sequence, standardized; of residues the mean."""
+        """What each member's head gives for clean sequences, in their order."""
+        return self.measured(sequences, hide=hide, tokens_per_batch=tokens_per_batch, watch=watch)[0]
 
     def outputs(
         self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent

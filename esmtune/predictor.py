@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from esmtune.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
 from esmtune.adapter_files import load_adapter
 from esmtune.adapters import adapter_weights, is_adapted, merge
-from esmtune.applicability import vectors_of
+from esmtune.applicability import References, vectors_of
 from esmtune.batching import Budget, by_length, halving
 from esmtune.config import TOKENS_PER_BATCH, Precision
 from esmtune.devices import evaluating, products
@@ -147,40 +147,24 @@ class Predictor(nn.Module, Predicting):
         """Where the weights are."""
         return self.encoder.embed_tokens.weight.device
 
-    def answers(
+    def measured(
         self,
         sequences: Sequence[str],
         *,
         hide: bool = False,
+        references: References | None = None,
         tokens_per_batch: int = TOKENS_PER_BATCH,
         watch: Watcher = silent,
-    ) -> Float[Tensor, "members points outputs"]:
-        """What the head gives for clean sequences, in their order, on the CPU; each draw of dropout is one member."""
-        found = answers_of([self], sequences, hide=hide, tokens_per_batch=tokens_per_batch, watch=watch)
-        return scaled(self.task, [target.name for target in self.spec.targets], found, self.scalings)
+    ) -> tuple[Float[Tensor, "members points outputs"], Float[Tensor, "sequences"]]:
+        """What the head gives for clean sequences, and how far they are; each draw of dropout is one member."""
+        found, distances = answers_of(
+            [self], sequences, hide=hide, references=references, tokens_per_batch=tokens_per_batch, watch=watch
+        )
+        return scaled(self.task, [target.name for target in self.spec.targets], found, self.scalings), distances
 
-    @torch.inference_mode()
-    def vectors(
-        self, sequences: Sequence[str], *, tokens_per_batch: int = TOKENS_PER_BATCH, watch: Watcher = silent
-    ) -> Float[Tensor, "sequences dim"]:
-        """What the head sees of each clean sequence, standardized, on the CPU; of residues the mean."""
-        rows: list[Tensor] = [torch.empty(0)] * len(sequences)
-        lengths = [len(sequence) for sequence in sequences]
-
-        def compute(batch: Sequence[int]) -> Tensor:
-            tokens = Tokens.of([sequences[i] for i in batch], torch.tensor(batch)).to(self.device)
-            pooled = self.pooled(tokens)
-            return vectors_of(replace(pooled, features=self.head.standardize(pooled.features))).cpu()
-
-        done = 0
-        with evaluating(self):
-            for batch in by_length(range(len(sequences)), lengths, Budget(tokens=tokens_per_batch)):
-                for part, found in halving(batch, compute):
-                    for index, vector in zip(part, found, strict=True):
-                        rows[index] = vector[None]
-                done += len(batch)
-                watch(Progress("measuring", done, len(sequences), "sequences"))
-        return concatenated(rows, self.features_dim)
+    def vectors(self, pooled: Pooled) -> Float[Tensor, "sequences dim"]:
+        """What the head sees of each sequence, standardized; of residues the mean."""
+        return vectors_of(replace(pooled, features=self.head.standardize(pooled.features)))
 
     def save(self, folder: str | os.PathLike[str], *, self_contained: bool = False, references: bool = True) -> None:
         """Write `predictor.json`, `weights.safetensors` and `references.safetensors`, whole or not at all.
@@ -294,24 +278,30 @@ class Predictor(nn.Module, Predicting):
 
 @torch.inference_mode()
 def answers_of(
-    members: Sequence[Predictor], sequences: Sequence[str], *, hide: bool, tokens_per_batch: int, watch: Watcher
-) -> Float[Tensor, "members points outputs"]:
-    """What the heads of predictors that share an encoder give for clean sequences, each of which passes it once."""
+    members: Sequence[Predictor], sequences: Sequence[str], *, hide: bool, references: References | None,
+    tokens_per_batch: int, watch: Watcher,
+) -> tuple[Float[Tensor, "members points outputs"], Float[Tensor, "sequences"]]:  # fmt: skip
+    """What the heads of predictors that share an encoder give for clean sequences, each of which passes it once.
+
+    With `references`, also how far each is from them, in what the first head sees.
+    """
     first = members[0]
     rows: list[list[Tensor]] = [[torch.empty(0)] * len(sequences) for member in members for _ in range(member.draws)]
+    distances = torch.zeros(len(sequences) if references else 0, dtype=torch.float64)
     lengths = [len(sequence) for sequence in sequences]
     done = 0
 
     def compute(batch: Sequence[int]) -> list[Tensor]:
         tokens = Tokens.of([sequences[i] for i in batch], torch.tensor(batch)).to(first.device)
         seen = first.seen(masked(tokens, first.masks)[0] if hide and first.masks else tokens)
-        own = [sequences[i] for i in batch]
-        said = [member.head.pool(seen) if member.spec.dropout_samples else seen for member in members]
-        return [
-            outputs.float().cpu()
-            for member, x in zip(members, said, strict=True)
-            for outputs in (member.said(x, own) if isinstance(x, Pooled) else [member.head(x)])
-        ]
+        own, said = [sequences[i] for i in batch], []
+        for member in members:
+            near = references if member is first else None
+            x = member.head.pool(seen) if member.spec.dropout_samples or near else seen
+            said += member.said(x, own) if isinstance(x, Pooled) else [member.head(x)]
+            if near and isinstance(x, Pooled):
+                distances[torch.tensor(batch)] = near.distance(first.vectors(x).cpu())
+        return [outputs.float().cpu() for outputs in said]
 
     with ExitStack() as stack:
         for member in members:
@@ -324,7 +314,7 @@ def answers_of(
                         column[index] = answer
             done += len(batch)
             watch(Progress("predicting", done, len(sequences), "sequences"))
-    return torch.stack([concatenated(column, first.task.num_outputs) for column in rows])
+    return torch.stack([concatenated(column, first.task.num_outputs) for column in rows]), distances
 
 
 def find_encoder(name: str, *, lm_head: bool = False) -> tuple[ESM2, Source, frozenset[str]]:

@@ -15,8 +15,10 @@ from torch import Tensor
 from esmtune.calibration import Bounds, Calibration, calibrate, coverage, supports
 from esmtune.classes import Classes
 from esmtune.conformal import calibration_error, rank
-from esmtune.labels import written
+from esmtune.discrimination import Discrimination, confidence_of, curves_of
+from esmtune.labels import set_written, written
 from esmtune.members import Trained
+from esmtune.nearness import BIN_NAMES, Nearness, bin_of
 from esmtune.records import Dataset, Label, Target, of_target
 from esmtune.scaling import Scaling, fit_scaling, scaled
 from esmtune.tasks import Task
@@ -65,10 +67,11 @@ def _fitted(
 
 
 def calibrated(
-    trained: Trained, data: Dataset, seed: int, used: frozenset[str] = frozenset()
+    trained: Trained, data: Dataset, seed: int, used: frozenset[str] = frozenset(), near: Nearness | None = None
 ) -> tuple[Calibration, ...]:
     """Calibrate what a run trained, each target by itself, on its calibration records but those of `used` sequences.
 
+    Classes are told apart, and numbers by how near their records are to those of training, where that is known.
     With folds each record is scored by the member that had not seen it, and all of these scores are pooled, as if the
     members together were no better than one (Vovk 2015, https://doi.org/10.1007/s10472-013-9368-4).
     """
@@ -77,6 +80,9 @@ def calibrated(
     places = [place for place in held.nonzero()[0].tolist() if sequences[place] not in used]
     if not places:
         return ()
+    records = data.of(None)
+    identity = [np.nan] * len(records) if near is None else near.identity.tolist()
+    bins = [bin_of(x) for r, x in zip(records, identity, strict=True) for _ in r.labels]
     found = []
     for place, (target, (_, part, own)) in enumerate(zip(data.targets, trained.task.parts(), strict=True)):
         labels = _labels(data, place)
@@ -84,6 +90,7 @@ def calibrated(
             calibrate(
                 target.name, part, members[:, places][..., own], [labels[p] for p in places],
                 [sequences[p] for p in places], seed=seed,
+                groups=[bins[p] for p in places] if part.reads == "number" else None,
             )
         )  # fmt: skip
     return tuple(calibration for calibration in found if calibration is not None)
@@ -144,6 +151,34 @@ def calibration_errors(trained: Trained, data: Dataset) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def discriminations(trained: Trained, data: Dataset) -> dict[str, dict[str, Any]]:
+    """Of labels of residues, how well their classes are told apart on what was held out, as curves.json has it.
+
+    Of sequences the probabilities themselves stand in predictions.csv.
+    """
+    if data.level != "residue":
+        return {}
+    splits = [r.split for r in data.of(None) for _ in r.labels]
+    judged = "test" if "test" in splits else "train" if trained.by_fold else "valid"
+    places = [place for place, split in enumerate(splits) if split == judged]
+    found = {}
+    for place, (target, (_, part, own)) in enumerate(zip(data.targets, trained.task.parts(), strict=True)):
+        labels = _labels(data, place)
+        known = [p for p in places if labels[p] is not None]
+        if not isinstance(part, Classes) or not known:
+            continue
+        outputs = trained.outputs[known][:, own]
+        truth = np.array([labels[p] for p in known], dtype=object)
+        probabilities = {name: np.array(column) for name, column in part.probabilities(outputs).items()}
+        truths = {name: (truth == name, column) for name, column in probabilities.items()}
+        right = np.array(part.predict(outputs), dtype=object) == truth
+        sure = np.max(list(probabilities.values()), axis=0)
+        found[target.name] = Discrimination(
+            classes=len(truths), curves=curves_of(truths, is_exclusive=True), confidence=confidence_of(right, sure)
+        ).spec()
+    return found
+
+
 def _calibration_error(
     part: Task, answers: Float[Tensor, "members points outputs"], labels: Sequence[Label]
 ) -> float | None:
@@ -188,9 +223,20 @@ def check_level(
     said = [f"No intervals for {target.name!r}." for target, (_, part, _) in parts if not supports(part)]
     for found in calibrations:
         part = next(part for target, (_, part, _) in parts if target.name == found.target)
-        if conditional and part.reads != "name":
-            raise ValueError(f"{found.target!r} has no classes: leave out --conditional.")
+        if conditional and part.reads != "name" and any(not s.group for s in found.strata):
+            raise ValueError(
+                f"{found.target!r} was calibrated on records of which nobody knew how near they are to those of "
+                "training, as it is with folds or fewer than 20 training sequences: leave out --conditional."
+            )
         found.check(level, conditional=conditional)
+        if conditional and part.reads != "name":
+            own = {stratum.group for stratum in found.strata} - set(found.too_few(level))
+            bins = [name for name in BIN_NAMES if name not in own]
+            if bins:
+                said.append(
+                    f"No intervals where the identity to training is {', '.join(bins)}: too few calibration points."
+                )
+            continue
         few = found.too_few(level) if conditional else []
         unseen = sorted(set(getattr(part, "classes", ())) - {s.group for s in found.strata}) if conditional else []
         if few or unseen:
@@ -202,11 +248,15 @@ def check_level(
 def bound_columns(
     task: Task, targets: Sequence[Target], calibrations: Sequence[Calibration],
     answers: Float[Tensor, "members points outputs"], counts: Sequence[int], level: float, *, conditional: bool = False,
+    bins: Sequence[str] = (),
 ) -> pl.DataFrame:  # fmt: skip
     """Intervals or sets of points in the form of the labels: `lower` and `upper`, or `set`, a row a sequence.
 
-    The classes of a set are joined by `;`, per residue by `,`. Of several targets each column ends in its name. What is
-    not finite has none.
+    With `conditional` they hold for each class by itself, and of numbers for each of the `bins` of identity to the
+    training sequences: where a sequence's bin has too few calibration points, it has no interval.
+
+    The classes of a set are joined by `;`, per residue by `,`, or are a JSON list where a name has that sign. Of
+    several targets each column ends in its name. What is not finite has none.
     """
     columns: list[pl.Series] = []
     for target, (name, part, place) in zip(targets, task.parts(), strict=True):
@@ -214,20 +264,27 @@ def bound_columns(
         if found is None:
             continue
         members = answers[..., place]
-        finite = members.isfinite().all(-1).all(0)
-        bounds = found.bounds(part, torch.where(finite[:, None], members, 0.0), level, conditional=conditional)
+        finite, groups = members.isfinite().all(-1).all(0), None
+        if conditional and part.reads != "name":
+            groups = [name for name, count in zip(bins, counts, strict=True) for _ in range(count)]
+            enough = {s.group for s in found.strata} - set(found.too_few(level))
+            finite &= torch.tensor([name in enough for name in groups], dtype=torch.bool)
+            groups = [name if name in enough else min(enough) for name in groups]  # any: it is not looked at
+        bounds = found.bounds(
+            part, torch.where(finite[:, None], members, 0.0), level, groups=groups, conditional=conditional
+        )
         end = f"_{name}" if name else ""
-        for column, values in _texts(bounds, target).items():
+        for column, values in _texts(bounds, target, getattr(part, "classes", ())).items():
             known = [value if is_finite else None for value, is_finite in zip(values, finite.tolist(), strict=True)]
             columns.append(_series(f"{column}{end}", known, target, counts, part.reads))
     return pl.DataFrame(columns)
 
 
-def _texts(bounds: Bounds, target: Target) -> dict[str, list[Label]]:
+def _texts(bounds: Bounds, target: Target, classes: Sequence[str]) -> dict[str, list[Label]]:
     if bounds.sets is None:
         return {"lower": bounds.lower or [], "upper": bounds.upper or []}
     between = ";" if target.form == "one" else ","
-    return {"set": [between.join(names) for names in bounds.sets]}
+    return {"set": [set_written(names, classes, between) for names in bounds.sets]}
 
 
 def _series(name: str, values: Sequence[Label], target: Target, counts: Sequence[int], reads: str) -> pl.Series:

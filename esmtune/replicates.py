@@ -6,7 +6,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from esmtune.labels import Reads, counted_as
+from esmtune.events import counted_as
+from esmtune.labels import Reads
 from esmtune.records import Censored, Label, Record, Target, of_target
 from esmtune.targets import is_per_residue, together
 

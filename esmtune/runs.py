@@ -4,7 +4,7 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ class Run:
     last: "Predictor | None" = None  # with the weights after the last step, of a run of one member
     path: Path | None = None
     training: tuple[str, ...] = ()  # the sequences that were trained on
+    curves: Mapping[str, Any] = field(default_factory=dict)  # of residues: how well classes are told apart
 
     @property
     def diverged(self) -> bool:
@@ -194,6 +195,9 @@ def predictions_of(trained: "Trained", dataset: Dataset, near: Nearness | None =
         answers = trained.draws[kept].flatten(0, 1)
     frame = frame.hstack(readings(trained.task, dataset.targets, answers, counts, details=details))
     frame = frame.hstack(_bounds_of_test(trained, dataset, counts))
+    far = pl.Series("distance", trained.distances.double().numpy()).fill_nan(None).round(4)
+    if far.is_not_null().any():
+        frame = frame.with_columns(far)
     if near is None:
         return frame
     return frame.with_columns(pl.Series("identity", near.identity).fill_nan(None).round(4))
@@ -272,6 +276,8 @@ def write_run(run: Run, path: Path, data: Any, dataset: Dataset, *, logs: Path |
         write_json(run.metrics, folder / "metrics.json")
         write_json(_environment(run, dataset, seconds), folder / "environment.json")
         write_table(run.predictions, folder / "predictions.csv")
+        if run.curves:
+            write_json(dict(run.curves), folder / "curves.json")
         write_table(split_table(dataset.records, dataset.held), folder / "split.csv")
         write_training(run.training, folder)
         run.predictor.save(folder / "predictor", self_contained=run.config.self_contained)

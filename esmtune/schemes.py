@@ -46,18 +46,39 @@ class Folded:
 
 
 def strata_of(records: Sequence[Record]) -> Int[np.ndarray, "sequences"]:
-    """A number for each sequence: its class, or the fifth of the numbers it is in; 0 for every other sort of label."""
+    """A number for each sequence: its class, or the fifth of the numbers it is in; one for every other sort of label.
+
+    >>> labels = ["b", "a", None, "b"]
+    >>> records = [Record(id="", sequence="M" * n, labels=(x,), split=None, where="") for n, x in enumerate(labels, 1)]
+    >>> strata_of(records).tolist()
+    [2, 1, 0, 2]
+    """
     first: dict[str, Any] = {}
     for record in records:
-        label = record.labels[0] if record.labels else None
-        first.setdefault(record.sequence, label if len(record.labels) == 1 else None)
-    values = list(first.values())
-    if all(isinstance(value, str) for value in values):
-        return np.unique(np.array(values), return_inverse=True)[1].astype(np.int64)
-    if all(isinstance(value, float) for value in values):
-        cuts = np.quantile(values, np.linspace(0, 1, QUANTILES + 1)[1:-1])
-        return np.unique(np.searchsorted(cuts, values), return_inverse=True)[1].astype(np.int64)
-    return np.zeros(len(values), dtype=np.int64)
+        first.setdefault(record.sequence, record.labels[0] if len(record.labels) == 1 else None)
+    numbers = [value for value in first.values() if isinstance(value, float)]
+    cuts = np.quantile(numbers, np.linspace(0, 1, QUANTILES + 1)[1:-1]) if numbers else np.empty(0)
+    keys: list[tuple[int, int, str]] = []  # texts among numbers are bounds, such as >10
+    for value in first.values():
+        if isinstance(value, float):
+            keys.append((2, int(np.searchsorted(cuts, value)), ""))
+        else:
+            keys.append((1, 0, value if not numbers else "") if isinstance(value, str) else (0, 0, ""))
+    place = {key: number for number, key in enumerate(sorted(set(keys)))}
+    return np.array([place[key] for key in keys], dtype=np.int64)
+
+
+def check_strata(records: Sequence[Record]) -> None:
+    """Refuse to deal labels alike where there is nothing to deal.
+
+    Raises:
+        ValueError: if no record has one number or class for a label.
+    """
+    if not any(isinstance(r.labels[0], float | str) for r in records if len(r.labels) == 1):
+        raise ValueError(
+            "a stratified split deals labels alike, and there are none that are one number or class a sequence. Say "
+            "which column holds them, --target COLUMN, or split at random."
+        )
 
 
 def weights_of(weights: Mapping[str, int]) -> Float[np.ndarray, "sequences"]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from esmtune.events import counted_as
 from esmtune.findings import ENOUGH, Facts, Finding, each
 
 NUCLEOTIDES = b"ACGTUN"
@@ -57,12 +58,27 @@ def share_of(texts: Sequence[str], letters: bytes) -> Int[np.ndarray, "texts"]:
     return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
+def nucleotides_in(texts: Sequence[str]) -> list[str]:
+    """What is to be said before sequences are predicted of which some look like DNA; nothing else.
+
+    >>> nucleotides_in(["MKTVRQERLKSIVRILERSK", "ATGAAAACCGTGCGCCAGGAA"])
+    ['1 of 2 sequences has the letters of DNA or RNA alone (ACGTUN), and is read as protein.']
+    """
+    count = len(_nucleotides(texts, np.fromiter(map(len, texts), np.int64, len(texts))))
+    has, is_ = ("has", "is") if count == 1 else ("have", "are")
+    said = f"{has} the letters of DNA or RNA alone (ACGTUN), and {is_} read as protein."
+    return [f"{count:,} of {counted_as(len(texts), 'sequence')} {said}"] if count else []
+
+
+def _nucleotides(texts: Sequence[str], lengths: Int[np.ndarray, "sequences"]) -> Int[np.ndarray, "places"]:
+    return np.flatnonzero((share_of(texts, NUCLEOTIDES) == lengths) & (lengths >= DNA_LENGTH))
+
+
 def _dna(texts: Sequence[str], facts: Facts) -> Iterator[Finding]:
-    long_enough = facts.lengths >= DNA_LENGTH
-    alike = np.flatnonzero((share_of(texts, NUCLEOTIDES) == facts.lengths) & long_enough)
+    alike = _nucleotides(texts, facts.lengths)
     if not len(alike):
         return
-    is_all = len(alike) >= DNA_SHARE * long_enough.sum()
+    is_all = len(alike) >= DNA_SHARE * (facts.lengths >= DNA_LENGTH).sum()
     yield Finding(
         name="nucleotides", severity="error" if is_all else "warning", count=len(alike), ids=facts.ids(alike.tolist()),
         text=f"{each(len(alike), 'sequence has', 'sequences have')} the letters of DNA or RNA alone (ACGTUN), which "

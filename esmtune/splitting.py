@@ -7,12 +7,12 @@ from typing import Any
 
 import polars as pl
 
-from esmtune.config import TrainConfig
+from esmtune.config import SPLIT_METHODS, TrainConfig
 from esmtune.datasets import USUAL_NAMES, find_columns, read_rows
 from esmtune.events import Notice, Watcher, silent
 from esmtune.labels import as_number, as_text
-from esmtune.methods import IN_ORDER, METHODS, folds_by, in_blocks, times_of
-from esmtune.partition import with_splits
+from esmtune.methods import IN_ORDER, folds_by, in_blocks, times_of
+from esmtune.partition import told_scheme, with_file, with_splits
 from esmtune.readers import read
 from esmtune.records import Label, Record, Table
 from esmtune.registry import nearest
@@ -26,6 +26,7 @@ def split(
     out: str | Path | None = None,
     overwrite: bool = False,
     method: str | None = None,
+    column: str | None = None,
     target: str | None = None,
     sequence: str | None = None,
     identity: float | None = None,
@@ -42,10 +43,11 @@ def split(
 ) -> pl.DataFrame:
     """Split a table: all its rows and columns, in order, then `split`, or with `folds` a column `fold_N` for each.
 
-    Without a `method` it goes as in training: by identity where related sequences are found, at random else. Labels
-    are dealt alike if `target` is given or has a usual name. A fold column says test for the rows that the fold holds
-    out, train for the others, and nothing for those that come later in time or have more mutations. A row without
-    a sequence that can be used keeps its place, and has no split.
+    `column` is another name than split or fold. A `method` may also be the split.csv of a run. Without one it goes as
+    in training: by identity where related sequences are found, at random else. Labels are dealt alike if `target` is
+    given or has a usual name. A fold column says test for the rows that the fold holds out, train for the others, and
+    nothing for those that come later in time or have more mutations. A row without a sequence that can be used keeps
+    its place, and has no split.
 
     >>> rows = [("MKTV", 0.1), ("GGSG", 0.9), ("MKTI", 0.2), ("GGAG", 1.1)]
     >>> frame = split(rows, test_fraction=0.25, valid_fraction=0.0)
@@ -55,8 +57,14 @@ def split(
     Raises:
         ValueError: for a method that does not exist or cannot be used on these data, or a column that exists already.
     """
-    if method is not None and method not in METHODS:
-        raise ValueError(f"there is no method {method!r}.{nearest(method, METHODS)} There are: {', '.join(METHODS)}.")
+    is_file = method is not None and method not in SPLIT_METHODS and Path(method).is_file()
+    if method is not None and method not in SPLIT_METHODS and not is_file:
+        raise ValueError(
+            f"there is no method {method!r}.{nearest(method, SPLIT_METHODS)} There are: {', '.join(SPLIT_METHODS)}, or "
+            "RUN/split.csv."
+        )
+    if is_file and folds:
+        raise ValueError(f"{method} tells one split: leave out folds.")
     if repeats > 1 and (not folds or method in IN_ORDER):
         why = f"by {method} there is one way" if method in IN_ORDER else "repeats are of folds: give --folds too"
         raise ValueError(f"repeats is {repeats}, but {why}.")
@@ -69,13 +77,22 @@ def split(
     if out is not None:
         check_out(Path(out), overwrite=overwrite, kind="table")
     table = read(data)
-    names = ["split"] if folds is None else [f"fold_{n}" for n in range(1, folds * repeats + 1)]
+    stem = column or ("split" if folds is None else "fold")
+    names = [stem] if folds is None else [f"{stem}_{n}" for n in range(1, folds * repeats + 1)]
     taken = [name for name in names if name in table.frame.columns]
     if taken:
-        raise ValueError(f"{table.source} has a column {taken[0]!r} already, which split would add. Rename it.")
-    records = _records(table, sequence, target, watch)
+        raise ValueError(
+            f"{table.source} has a column {taken[0]!r} already, which split would add. Give another name: --column "
+            "NAME."
+        )
+    records = _records(table, sequence, target, method, watch)
     stratify = all(isinstance(r.labels[0], str) for r in records)
-    if folds is None:
+    if is_file:
+        partition, _ = with_file(records, str(method))
+        for text in partition.notices:
+            watch(Notice(text))
+        columns = [{r.where: r.split for r in partition.records}]
+    elif folds is None:
         parts = _parts(records, config, method, stratify, table, watch)
         columns = [{r.where: r.split for r in parts}]
     else:
@@ -90,7 +107,9 @@ def split(
     return frame
 
 
-def _records(table: Table, sequence: str | None, target: str | None, watch: Watcher) -> list[Record]:
+def _records(
+    table: Table, sequence: str | None, target: str | None, method: str | None, watch: Watcher
+) -> list[Record]:
     """A record for each row with a sequence, its label as it is dealt by."""
     columns = find_columns(table, sequence=sequence, labeled=False)
     usual = [name for name in table.frame.columns if name.strip().lower() in USUAL_NAMES["target"]]
@@ -98,7 +117,9 @@ def _records(table: Table, sequence: str | None, target: str | None, watch: Watc
         raise ValueError(f"{table.source} has no column {target!r}. It has: {', '.join(table.frame.columns)}.")
     named = target or (usual[0] if len(usual) == 1 else None)
     columns = replace(columns, target=(named,) if named else ())
-    found = read_rows(table, columns, max_length=None, unique_ids=False)
+    if named and method in ("stratified", "identity"):
+        watch(Notice(f"Labels: those of {named!r} are dealt as alike as can be."))
+    found = read_rows(table, columns, max_length=None)
     for text in found.notices:
         watch(Notice(text))
     if found.problems:
@@ -131,13 +152,15 @@ def _folds(
     repeats: int, watch: Watcher,
 ) -> list[dict[str, str]]:  # fmt: skip
     """A column for each fold of each repeat: where a row stands, and whether the fold tests or trains on it."""
-    if method is None:
-        raise ValueError(f"folds need a method: --method, one of {', '.join(METHODS)}.")
     times = times_of([table], config.time, records) if config.time else None
     scheme = Scheme(
-        method=method, seed=config.seed, stratify=stratify, identity=config.identity, coverage=config.coverage,
-        wild_type=config.wild_type, mutations=config.mutations, times=times,
+        method=method or "random", seed=config.seed, stratify=stratify, identity=config.identity,
+        coverage=config.coverage, wild_type=config.wild_type, mutations=config.mutations, times=times,
     )  # fmt: skip
+    pairs = None
+    if method is None:
+        scheme, pairs, found = told_scheme(records, scheme, 0.0, 1 / folds)
+        watch(Notice(found))
     if method in IN_ORDER:
         block = in_blocks(records, scheme, folds + 1)
         watch(Notice(f"Folds: {folds}, by {method}: each tests on what comes after what it trains on."))
@@ -147,7 +170,14 @@ def _folds(
         ]
     columns: list[dict[str, str]] = []
     for repeat in range(repeats):
-        folded = folds_by(records, replace(scheme, seed=config.seed + repeat), folds)
+        try:
+            folded = folds_by(records, replace(scheme, seed=config.seed + repeat), folds, pairs=pairs)
+        except ValueError as error:
+            if method is not None or scheme.method == "random":
+                raise
+            scheme = replace(scheme, method="random")
+            watch(Notice(f"The folds are random: {error}"))
+            folded = folds_by(records, replace(scheme, seed=config.seed + repeat), folds)
         watch(Notice(f"Folds: {folds}, {folded.text}, seed {config.seed + repeat}."))
         _tell_left(folded.facts, watch)
         columns += [

@@ -24,20 +24,21 @@ class Fitted:
     diverged: dict[str, Any] | None  # step and ids at which numbers ceased to be finite
     task: dict[str, Any]  # the task as it came out of training
     references: dict[str, Tensor]  # what the training sequences look like; empty if that is not kept
+    distances: Float[Tensor, "records"]  # of the labeled records from these; NaN for those of training, or for all
 
     def entry(self) -> Entry:
         """As a journal keeps it."""
         tensors = {f"weights/{n}": t for n, t in self.weights.items()} | {f"last/{n}": t for n, t in self.last.items()}
         tensors |= {f"references/{n}": t for n, t in self.references.items()}
         facts = {"history": self.history, "best": self.best, "diverged": self.diverged, "task": self.task}
-        return tensors | {"outputs": self.outputs}, facts
+        return tensors | {"outputs": self.outputs, "distances": self.distances}, facts
 
     @classmethod
     def of(cls, entry: Entry) -> "Fitted":
         """What `entry` was made of."""
         tensors, facts = entry
         weights, last = _under(tensors, "weights/"), _under(tensors, "last/")
-        return cls(weights=weights, last=last, outputs=tensors["outputs"],
+        return cls(weights=weights, last=last, outputs=tensors["outputs"], distances=tensors["distances"],
                    references=_under(tensors, "references/"), **facts)  # fmt: skip
 
 

@@ -3,22 +3,20 @@
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.markup import escape
 from rich.table import Table
 
 import esmtune
-from esmtune.config import Accelerator, TrainConfig
+from esmtune.config import SPLIT_METHODS, Accelerator, Level, TrainConfig
 from esmtune.terminal import Bars, Identifier, Overwrite, Sequence, Skip, app, messages, results
 
 if TYPE_CHECKING:
     from esmtune.checking import Check, Quartiles
     from esmtune.pages import Rows
     from esmtune.planning import Plan
-
-Method = Literal["random", "stratified", "identity", "position", "mutations", "segment", "time"]  # methods.METHODS
 
 SHOWN_TRIALS = 10
 
@@ -96,10 +94,11 @@ def check(
     split: Annotated[str | None, Parameter(help="The column that says train, valid or test.")] = None,
     weight: Annotated[str | None, Parameter(help="A column that says how much each row counts.")] = None,
     mask: Annotated[str | None, Parameter(help="The column that says which residues count.")] = None,
-    level: Annotated[
-        Literal["sequence", "residue"] | None, Parameter(help="Whether labels belong to sequences or to residues.")
-    ] = None,
+    level: Annotated[Level | None, Parameter(help="Whether labels belong to sequences or to residues.")] = None,
     task: Annotated[str | None, Parameter(name="--task.name", help="What the labels are, if not to be told.")] = None,
+    order: Annotated[
+        str | None, Parameter(name="--task.order", help="Grades that are words, from lowest to highest: low,high.")
+    ] = None,
     valid: Annotated[str | None, Parameter(help="A file with the validation rows.")] = None,
     test: Annotated[str | None, Parameter(help="A file with the test rows.")] = None,
     max_length: Annotated[int | None, Parameter(help="Cut sequences to their first so many residues.")] = None,
@@ -110,9 +109,12 @@ def check(
 
     Exit code 1 where something stops a training. docs/data-checks.md explains every finding.
     """
+    if order and not task:
+        raise ValueError(f"--task.order {order} is of grades: say --task ordinal too.")
+    asked = {"name": task, "order": order} if order else task
     found = esmtune.check(
         data, out=out, overwrite=overwrite, target=target, sequence=sequence, id=id, split=split, weight=weight,
-        mask=mask, level=level, task=task, valid=valid, test=test, max_length=max_length, seed=seed,
+        mask=mask, level=level, task=asked, valid=valid, test=test, max_length=max_length, seed=seed,
         skip_bad_rows=skip_bad_rows,
     )  # fmt: skip
     _print_contents(found)
@@ -227,8 +229,12 @@ def split(
     out: Annotated[Path, Parameter(help="A .csv, .tsv, .parquet or .jsonl file.")],
     overwrite: Overwrite = False,
     method: Annotated[
-        Method | None, Parameter(help="How. [default: identity if sequences are related, or random]")
+        str | None,
+        Parameter(
+            help=f"{', '.join(SPLIT_METHODS)}, RUN/split.csv. [default: identity if sequences are related, or random]"
+        ),
     ] = None,
+    column: Annotated[str | None, Parameter(help="Its name. [default: split, or fold_1 ...]")] = None,
     target: Annotated[str | None, Parameter(help="The column with the labels, to deal them alike.")] = None,
     sequence: Sequence = None,
     identity: Annotated[float | None, Parameter(help="Sequences so alike are related. [default: 0.3]")] = None,
@@ -245,9 +251,10 @@ def split(
     """Split a table into train, valid and test; all rows and columns come back, in order."""
     with Bars() as bars:
         frame = esmtune.split(
-            data, out=out, overwrite=overwrite, method=method, target=target, sequence=sequence, identity=identity,
-            coverage=coverage, wild_type=wild_type, mutations=mutations, time=time, valid_fraction=valid_fraction,
-            test_fraction=test_fraction, folds=folds, repeats=repeats, seed=seed, watch=bars,
+            data, out=out, overwrite=overwrite, method=method, column=column, target=target, sequence=sequence,
+            identity=identity, coverage=coverage, wild_type=wild_type, mutations=mutations, time=time,
+            valid_fraction=valid_fraction, test_fraction=test_fraction, folds=folds, repeats=repeats, seed=seed,
+            watch=bars,
         )  # fmt: skip
     results.print(f"Split: {out} ({frame.height:,} rows)", soft_wrap=True)
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from esmtune.labels import Reads, counted, entries, is_marked, read_label, unknown_in
+from esmtune.labels import Reads, counted, entries, grades_of, is_marked, read_label, unknown_in
 from esmtune.records import Censored, Form, Label, Marks, Problem, Record, Row, Target, of_target
 
 Known = Mapping[str, Sequence[str]]  # the classes of each target, none for numbers
@@ -189,11 +189,11 @@ def classes_in(label: Label) -> frozenset[str]:
 
 
 def check_labels(
-    records: Sequence[Record], targets: Sequence[Target], reads: Mapping[str, Reads]
+    records: Sequence[Record], targets: Sequence[Target], reads: Mapping[str, Reads], *, order: str = ""
 ) -> tuple[list[Record], list[Problem], list[str]]:
     """Refuse labels that nothing can be learned from; leave out and name rows whose class the training rows lack.
 
-    Returns the other records, the problems, and what was noticed.
+    `order` is that of grades, if it was given. Returns the other records, the problems, and what was noticed.
 
     Raises:
         ValueError: if there is no labeled training row, only one value, or not the number of classes the task wants.
@@ -209,6 +209,8 @@ def check_labels(
         if reads[target.kind] == "number":
             continue
         classes[target.name] = sorted({name for label in known for name in classes_in(label)})
+        if target.kind == "ordinal":
+            grades_of(classes[target.name], order)
         if target.kind == "binary" and len(known) > 2:
             raise ValueError(
                 f"--task binary needs two classes, {target.name!r} has {len(known):,}. Say --task multiclass."

@@ -3,14 +3,13 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from esmtune.applicability import References, sampled, vectors_of
+from esmtune.applicability import References, sampled
 from esmtune.config import TrainConfig
 from esmtune.events import Notice, Progress, Terminated, Watcher
 from esmtune.features import Kept, sum_over_processes
@@ -127,10 +126,11 @@ def train_once(
         with _wearing(predictor, now.average), centered(predictor):
             last = moving(predictor)
         with _wearing(predictor, now.weights):  # no longer than this, for a run may be stopped here and go on
-            outputs = inputs.said([*train, *valid], "predicting")
             references = _references(inputs, train, config)
+            outputs, distances = inputs.said([*train, *valid], "predicting", references)
             if calibration or test:  # read here for the first time
-                outputs = torch.cat((outputs, inputs.said([*calibration, *test], "testing")), dim=1)
+                held_out, far = inputs.said([*calibration, *test], "testing", references)
+                outputs, distances = torch.cat((outputs, held_out), dim=1), torch.cat((distances, far))
     except Terminated:
         if fabric.is_global_zero:
             journal.save(name, entry_of(now, predictor, optimizer))
@@ -139,24 +139,25 @@ def train_once(
         watch(Notice(_advice(diverged, now.best)))
     order = inputs.rows([*train, *valid, *calibration, *test]).argsort()
     outputs = outputs[:, order]
+    distances[: len(train)] = torch.nan  # from which they are as far as they are from themselves
+    distances = distances[torch.tensor([*train, *valid, *calibration, *test]).argsort()]
     of_train = inputs.rows(train)
     finished = task.finished(task.average(outputs)[of_train], [labels[i] for i in of_train.tolist()])
     best = {**now.best, "metric": metric if valid else None}
     return Fitted(
         weights=now.weights, last=last, outputs=outputs, history=now.history, best=best, diverged=diverged,
-        task=finished.spec(), references=references,
+        task=finished.spec(), references=references.tensors() if references else {}, distances=distances,
     )  # fmt: skip
 
 
-def _references(inputs: Inputs, train: list[int], config: TrainConfig) -> dict[str, Tensor]:
+def _references(inputs: Inputs, train: list[int], config: TrainConfig) -> References | None:
     """What the training sequences look like to the head, if that is to be kept."""
     predictor, sequences = inputs.predictor, [inputs.sequences[i] for i in train]
     chosen = sampled(sequences, predictor.features_dim, config.seed, most=config.references)
     if not chosen or not predictor.head.standardizes:
-        return {}
-    pooled = inputs.pooled([train[place] for place in chosen], "measuring")
-    vectors = vectors_of(replace(pooled, features=predictor.head.standardize(pooled.features)))
-    return References.of(vectors.detach().cpu(), sequences).tensors()
+        return None
+    vectors = predictor.vectors(inputs.pooled([train[place] for place in chosen], "measuring"))
+    return References.of(vectors.detach().cpu(), sequences)
 
 
 def _evaluate(

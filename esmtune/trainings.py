@@ -5,10 +5,11 @@ from itertools import groupby
 from typing import Any
 
 from esmtune.charts import Line, line_chart
+from esmtune.events import counted_as
 from esmtune.judgements import CHIEF, chief_metric
 from esmtune.outcomes import Outcome
 from esmtune.pages import Part, Rows, Section, Text
-from esmtune.phrases import counted, meaning, metric_name, number, share
+from esmtune.phrases import meaning, metric_name, number, share
 
 MOST_LINES = 10  # of a chart of training
 
@@ -84,7 +85,7 @@ def members_section(outcome: Outcome) -> Section:
             rows.append([name, *(number(outcome.metrics[key].get(m)) for m in metrics)])
     names = ("member", *map(metric_name, metrics))
     numbers = frozenset(range(1, len(names)))
-    said = f"The predictor is the mean of {counted(outcome.members, 'training')}."
+    said = f"The predictor is the mean of {counted_as(outcome.members, 'training')}."
     parts: list[Part] = [Text(said), Rows(f"{split} scores", names, rows, numbers, frozenset(strong))]
     if collapsed := outcome.metrics.get("collapsed"):
         listed = ", ".join(map(str, collapsed))
@@ -105,7 +106,7 @@ def labels_section(outcome: Outcome) -> Section:
         values = [p["scores"][metric] for p in known]
         spread = [(p.get("sd") or {}).get(metric) for p in known]
         hover = [
-            f"{counted(p['records'], 'training record')} ({share(p['share'])}): {number(v)}"
+            f"{counted_as(p['records'], 'training record')} ({share(p['share'])}): {number(v)}"
             + (f" ± {number(sd)}" if sd else "")
             for p, v, sd in zip(known, values, spread, strict=True)
         ]

@@ -252,7 +252,7 @@ def test_several_targets_have_what_all_of_them_have():
     parts = [Regression.fit([x for x, _ in labels]), Binary.fit([y for _, y in labels])]
     task = Multitask.of([("tm", parts[0]), ("site", parts[1])])
     found = baselines(task, rows(train, labels), rows(train, labels))
-    assert found.keys() == {"majority", "composition", "one-hot ridge", "nearest neighbor"}
+    assert found.keys() == {"mean or majority", "composition", "one-hot ridge", "nearest neighbor"}
     assert all(outputs.shape == (40, 2) for outputs in found.values())
 
 

@@ -141,7 +141,7 @@ def test_a_run_has_all_its_files(run, table, tiny):
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [entry["epoch"] for entry in history] == [1, 2]
     predictions = pl.read_csv(run / "predictions.csv")
-    assert predictions.columns == ["id", "split", "length", "label", "prediction"]
+    assert predictions.columns == ["id", "split", "length", "label", "prediction", "distance"]
     assert predictions["id"].to_list() == [f"P{i}" for i in range(10)]
     test = predictions.filter(pl.col("split") == "test")
     assert abs(test["prediction"][0] - test["label"][0]) == pytest.approx(metrics["test"]["mae"], rel=1e-4)
@@ -269,8 +269,56 @@ def test_evaluate_a_subset(tiny, tmp_path, shell):
     shell("evaluate", tmp_path / "r", tmp_path / "t.csv", "--subset", "test", "--out", tmp_path / "s.json")
     scores = json.loads((tmp_path / "s.json").read_text())
     assert scores["records"] == 2
+    assert scores["trained_on"] == 0
     metrics = json.loads((tmp_path / "r" / "metrics.json").read_text())
     assert scores["scores"]["rmse"] == pytest.approx(metrics["test"]["rmse"], abs=1e-5)
+
+
+def test_evaluate_says_what_was_trained_on(tiny, tmp_path, shell):
+    rows = [(s, len(s) / 7) for s in TEN]
+    (tmp_path / "t.csv").write_text("sequence,label\n" + "".join(f"{s},{x}\n" for s, x in rows))
+    options = ["--encoder", tiny, "--epochs", 1, "--test-fraction", 0.2, "--folds", 1]
+    shell("train", tmp_path / "t.csv", *options, "--out", tmp_path / "r")
+    learned = pl.read_csv(tmp_path / "r/split.csv")["split"].to_list().count("train")
+    answer = shell("evaluate", tmp_path / "r", tmp_path / "t.csv", "--out", tmp_path / "all.json")
+    assert f"LEAK: {learned} of 10 rows have a sequence that the predictor was trained on" in answer.err
+    assert "--split RUN/split.csv" in answer.err
+    assert json.loads((tmp_path / "all.json").read_text())["trained_on"] == learned
+    split = ["--split", tmp_path / "r/split.csv"]
+    options = [*split, "--subset", "test", "--out", tmp_path / "s.json"]
+    answer = shell("evaluate", tmp_path / "r", tmp_path / "t.csv", *options)
+    assert "LEAK" not in answer.err
+    scores, metrics = (json.loads((tmp_path / name).read_text()) for name in ("s.json", "r/metrics.json"))
+    assert (scores["records"], scores["trained_on"]) == (2, 0)
+    assert scores["scores"]["rmse"] == pytest.approx(metrics["test"]["rmse"], abs=1e-5)
+    assert "say which is to be scored" in shell("evaluate", tmp_path / "r", tmp_path / "t.csv", *split).err
+    refused = shell("evaluate", tmp_path / "r", tmp_path / "t.csv", "--split", "random", "--subset", "test")
+    assert "draws a split" in refused.err
+    (tmp_path / "t.csv").write_text("sequence,label,split\n" + "".join(f"{s},{x},train\n" for s, x in rows))
+    answer = shell("evaluate", tmp_path / "r/predictor", tmp_path / "t.csv")
+    assert "LEAK" in answer.err  # the training sequences lie beside the predictor
+    (tmp_path / "r/training.fasta.gz").unlink()
+    answer = shell("evaluate", tmp_path / "r", tmp_path / "t.csv")
+    assert "All rows are scored, 10 of which the column 'split' says train for." in answer.err
+
+
+def test_dna_is_predicted_with_a_word(run, shell, tmp_path):
+    (tmp_path / "dna.csv").write_text("sequence\nATGAAAACCGTGCGCCAGGAA\nMKTV\n")
+    for verb in (("predict", run), ("embed", run, "--out", tmp_path / "e.npz")):
+        answer = shell(verb[0], verb[1], tmp_path / "dna.csv", *verb[2:])
+        assert answer.code == 0
+        assert "1 of 2 sequences has the letters of DNA or RNA alone" in answer.err
+
+
+def test_columns_that_are_there_already_can_be_told_from_new_ones(run, table, shell, tmp_path):
+    shell("predict", run, table, "--out", tmp_path / "once.csv")
+    refused = shell("predict", run, tmp_path / "once.csv")
+    assert "has a column 'prediction' already" in refused.err
+    assert "--prefix new_" in refused.err
+    shell("predict", run, tmp_path / "once.csv", "--prefix", "new_", "--out", tmp_path / "twice.csv")
+    frame = pl.read_csv(tmp_path / "twice.csv")
+    assert frame["new_prediction"].to_list() == frame["prediction"].to_list()
+    assert "new_problem" in frame.columns
 
 
 def test_embed_from_the_shell(run, table, tiny, tmp_path, shell):

@@ -94,10 +94,10 @@ def test_without_labels_a_table_needs_neither_target_nor_split():
 # Sequences
 
 
-def rows_of(*sequences, max_length=None, ids=None):
+def rows_of(*sequences, max_length=None, ids=None, unique_ids=False):
     frame = pl.DataFrame({"sequence": sequences} | ({"id": ids} if ids else {}))
     table = read(frame)
-    return read_rows(table, find_columns(table, labeled=False), max_length=max_length)
+    return read_rows(table, find_columns(table, labeled=False), max_length=max_length, unique_ids=unique_ids)
 
 
 def test_mending_is_counted():
@@ -174,7 +174,10 @@ def test_ids():
     assert [r.id for r in rows_of("MK", "GG", ids=["1.0", "1"]).records] == ["1.0", "1"]
     assert [r.id for r in rows_of("MK", "GG", ids=[7.0, None]).records] == ["7", "2"]
     assert [r.id for r in rows_of("MK", "GG", ids=["2", ""]).records] == ["2", "2"]
-    (problem,) = rows_of("MK", "GG", "AA", ids=["a", "b", "a"]).problems
+    again = rows_of("MK", "GG", "AA", ids=["a", "b", "a"])
+    assert [r.id for r in again.records] == ["a", "b", "a"]
+    assert again.notices == ["1 id stands in several rows (a): every row is used, and keeps its place."]
+    (problem,) = rows_of("MK", "GG", "AA", ids=["a", "b", "a"], unique_ids=True).problems
     assert (problem.where, problem.reason) == ("the frame, row 3", "the id 'a' stands in the frame, row 1 already")
 
 

@@ -18,7 +18,8 @@ from esmtune import pages, reporting
 from esmtune.cards import card, header_of, marked
 from esmtune.charts import MOST_POINTS, agreement_chart
 from esmtune.circumstances import hidden, repeating
-from esmtune.confusions import confusion, reliability
+from esmtune.confusions import confusion
+from esmtune.discrimination import confidence_of
 from esmtune.evidence import bin_of, by_record
 from esmtune.judgements import verdict
 from esmtune.outcomes import cells_of, read_outcome
@@ -235,7 +236,7 @@ def test_reliability_is_scikit_learns():
     confidence = random.uniform(0.4, 0.999, 500)
     right = random.random(500) < confidence
     share, mean = calibration_curve(right, confidence, n_bins=10)
-    found = reliability(right, confidence)
+    found = confidence_of(right, confidence).bins
     np.testing.assert_allclose([b[0] for b in found], mean)
     np.testing.assert_allclose([b[1] for b in found], share)
 

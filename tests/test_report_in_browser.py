@@ -87,6 +87,18 @@ def test_every_chart_is_drawn_and_nothing_else_happens(pages, look, name, viewpo
     assert broad == []
 
 
+def test_on_a_phone_no_button_lies_over_a_chart_and_a_finger_scrolls(pages, look):
+    page = look(pages["regression"], PHONE, has_touch=True, is_mobile=True)
+    draw_all(page)
+    assert page.locator(".modebar-btn").count() == 0
+    assert page.evaluate("[...document.querySelectorAll('[data-figure]')].every(c => c.layout.dragmode === false)")
+    wide = page.evaluate(
+        "[...document.querySelectorAll('[data-figure]')].filter(c => "
+        "c.querySelector('svg.main-svg').getBoundingClientRect().width > c.clientWidth + 1).length"
+    )
+    assert wide == 0
+
+
 def test_a_script_in_the_data_is_text_and_would_not_run(pages, look):
     page = look(pages["regression"], DESKTOP)
     assert "<script>alert(1)</script>" in page.locator("#worst").inner_text()

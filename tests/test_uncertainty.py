@@ -11,9 +11,11 @@ import torch
 
 import esmtune
 from esmtune.applicability import References, sampled
+from esmtune.charts import Chart
 from esmtune.curation import curate_training
 from esmtune.fitting import configured
 from esmtune.heads import head as heads
+from esmtune.outcomes import read_outcome
 from esmtune.pooling import Pooled
 from esmtune.sampling import drawn
 
@@ -84,8 +86,15 @@ def test_a_run_counts_its_coverage_and_loads_as_it_was_saved(runs, name):
     assert loaded.calibration == run.predictor.calibration
     options = {"interval": 0.9, "applicability": True}
     new, old = (esmtune.predict(x, table(kind).drop("label", "split"), **options) for x in (loaded, run))
-    assert new.equals(old)
-    assert {"distance", "notes"} < set(new.columns)
+    assert new.drop("identity").equals(old.drop("identity"))
+    assert new["identity"].null_count() == 200  # only the run knows its training sequences
+    assert {"identity", "distance", "notes"} < set(new.columns)
+    kept = pl.read_csv(run.path / "predictions.csv")
+    held_out = kept["split"] != "train"
+    assert kept["distance"].is_not_null().equals(held_out)
+    for column in ("distance", "identity"):  # what a run says of held-out records, and of the same as new ones
+        both = zip(kept.filter(held_out)[column], old.filter(held_out)[column], strict=True)
+        assert all(ours == pytest.approx(theirs, abs=1e-4) for ours, theirs in both), column
     bounds = [column for column in new.columns if column.startswith(("lower", "upper", "set"))]
     wanted = {
         **{key: ["set"] for key in ("classes", "temperature", "isotonic")},
@@ -180,9 +189,62 @@ def test_intervals_in_the_shell(runs, shell, tmp_path):
     for arguments, said in {
         ("--interval", 90): "expected a share between 0 and 1",
         ("--conditional",): "conditional is of intervals",
-        ("--interval", 0.9, "--conditional"): "has no classes: leave out --conditional",
+        ("--interval", 0.99, "--conditional"): "takes 99 calibration points of one group",
     }.items():
         assert said in " ".join(shell("predict", runs("plain").path, data, *arguments).err.split())
+
+
+def test_numbers_have_intervals_by_how_near_they_are_to_training(tiny, shell, tmp_path):
+    """Near the training data errors are small, and far from it large: one width for all would be wrong for both."""
+    order = random.Random(0)
+    wild = "".join(order.choices(AMINO_ACIDS, k=60))
+
+    def near():
+        return "".join(order.choice(AMINO_ACIDS) if order.random() < 0.03 else x for x in wild)
+
+    def far():
+        return "".join(order.choices(AMINO_ACIDS, k=70))
+
+    rows = [(near(), order.gauss(0, 0.1), "train") for _ in range(60)]
+    for split, count in (("valid", 10), ("calibration", 120), ("test", 400)):
+        rows += [(near(), order.gauss(0, 0.1), split) for _ in range(count // 2)]
+        rows += [(far(), order.gauss(0, 3.0), split) for _ in range(count // 2)]
+    frame = pl.DataFrame(rows, schema=["sequence", "label", "split"], orient="row")
+    run = esmtune.train(frame, encoder=str(tiny), max_steps=5, out=tmp_path / "run")
+    test = frame.filter(split="test")
+    found = esmtune.predict(run, test, interval=0.9, conditional=True, applicability=True)
+    alone = {}
+    for name, group in (("near", found.filter(pl.col("identity") > 0.9)), ("far", found.filter(identity=0.0))):
+        within = ((group["lower"] <= group["label"]) & (group["label"] <= group["upper"])).mean()
+        # 60 calibration and 200 test points: a standard deviation of .044, of which three
+        assert within == pytest.approx(0.9, abs=0.14), name
+        alone[name] = (group["upper"] - group["lower"]).max()
+    assert alone["far"] > 3 * alone["near"]
+    everywhere = esmtune.predict(run, test, interval=0.9)
+    assert (everywhere["upper"] - everywhere["lower"]).n_unique() < 5  # one width, to rounding
+
+    test[:1].write_csv(tmp_path / "new.csv")
+    options = ("--interval", 0.9, "--conditional")
+    done = shell("predict", run.path, tmp_path / "new.csv", *options)
+    assert "No intervals where the identity to training is 0.3 to 0.5, 0.5 to 0.7, 0.7 to 0.9" in done.err
+    done = shell("predict", run.path / "predictor", tmp_path / "new.csv", *options)
+    assert done.code == 0  # the file with the training sequences lies beside it
+    (run.path / "training.fasta.gz").unlink()
+    done = shell("predict", run.path, tmp_path / "new.csv", *options)
+    assert done.code == 2
+    assert "RUN/training.fasta.gz is not there" in done.err
+    done = shell("predict", run.path, tmp_path / "new.csv", "--applicability")
+    assert "No identity to the training sequences: RUN/training.fasta.gz is not there." in done.err
+    (row,) = csv.DictReader(done.out.splitlines())
+    assert row["identity"] == ""
+    assert row["distance"]
+
+
+def test_sets_of_classes_with_semicolons_in_their_names_can_be_read(tiny):
+    frame = table("classes").with_columns(pl.col("label").replace({"low": "low;lower", "middle": "low"}))
+    run = esmtune.train(frame, encoder=str(tiny), task="multiclass", max_steps=2)
+    found = [json.loads(cell) for cell in esmtune.predict(run, frame["sequence"].to_list(), interval=0.9)["set"]]
+    assert set().union(*found) == {"high", "low", "low;lower"}
 
 
 def test_a_predictor_without_either_says_how_to_train_one_that_has_it(tiny):
@@ -271,7 +333,7 @@ def test_distances_are_shares_of_leave_one_out_distances():
     assert found.distances.numpy() == pytest.approx(sorted(own), rel=1e-5)
     assert found.distance(new) == pytest.approx([(own <= x).mean() for x in others], abs=1e-9)
     again = References.from_tensors(found.tensors())
-    assert again.distance(new) == found.distance(new)
+    assert again.distance(new).equal(found.distance(new))
     assert (again.shortest, again.longest, again.residues) == (2, 2, "KM")
 
 
@@ -280,3 +342,26 @@ def test_no_more_vectors_are_kept_than_there_is_room_for():
     assert len(sampled(names, 8, 0, most=2000)) == 2000
     assert len(sampled(names, 8960, 0, most=2000)) == (4 << 20) // (2 * 8960)
     assert sampled(["MK", "MK"], 8, 0, most=2000) == []
+
+
+def test_of_residues_curves_are_kept_and_no_probabilities(runs):
+    """They are those of the held-out residues, as scikit-learn draws them, and stand in the report."""
+    from sklearn.metrics import roc_auc_score
+
+    from esmtune.reporting import page_of
+
+    run = runs("residues")
+    test = table("residues").filter(split="test")
+    probabilities = run.predictor.probabilities(test["sequence"].to_list())
+    truth = "".join(test["label"])
+    found = json.loads((run.path / "curves.json").read_text())["label"]
+    assert {curve["name"] for curve in found["curves"]} == {"+", "-", "0"}
+    for curve in found["curves"]:
+        score = [x for own in probabilities[curve["name"]] for x in own]
+        assert curve["auroc"] == pytest.approx(roc_auc_score([x == curve["name"] for x in truth], score), abs=1e-6)
+        assert curve["share"] == pytest.approx(truth.count(curve["name"]) / len(truth))
+    assert sum(count for *_, count in found["confidence"]["bins"]) == len(truth)
+    titles = [part.title for section in page_of(read_outcome(run.path)).sections for part in section.parts
+              if isinstance(part, Chart)]  # fmt: skip
+    assert {"label: ROC", "label: precision and recall", "label: what probabilities mean"} <= set(titles)
+    assert not (runs("classes").path / "curves.json").exists()  # predictions.csv has their probabilities
