@@ -15,7 +15,8 @@ from esmtune.events import Notice, Watcher, silent
 from esmtune.loading import ready, tokens_for, training_of
 from esmtune.nearness import bin_of, nearness_of
 from esmtune.readers import read
-from esmtune.runs import Run, readings
+from esmtune.readings import readings
+from esmtune.runs import Run
 from esmtune.sequence_findings import nucleotides_in
 from esmtune.writers import Embeddings, check_out, write_embeddings, write_table
 

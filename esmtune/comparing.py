@@ -12,9 +12,10 @@ from esmtune.charts import bar_chart
 from esmtune.contests import Pair, contests, corrected
 from esmtune.events import counted_as
 from esmtune.metrics import Scores
-from esmtune.outcomes import Outcome, Points, read_outcome
+from esmtune.outcomes import Outcome, read_outcome
 from esmtune.pages import Page, Part, Rows, Section, Text, require, write_page
 from esmtune.phrases import interval, metric_name, number
+from esmtune.points import Points
 from esmtune.writers import check_out, write_json
 
 SPLITS = {"valid": "validation"}

@@ -10,9 +10,10 @@ from esmtune.charts import Line, line_chart, matrix_chart
 from esmtune.discrimination import MOST_CURVES, Confidence, Discrimination, confidence_of, curves_of
 from esmtune.events import counted_as
 from esmtune.evidence import each_points, points_in_words
-from esmtune.outcomes import Outcome, Points
+from esmtune.outcomes import Outcome
 from esmtune.pages import Part, Rows, Section, Text, short
 from esmtune.phrases import NO_CALIBRATION, interval, number, share
+from esmtune.points import Points
 
 MOST_CLASSES = 25  # of a confusion matrix
 

@@ -18,8 +18,8 @@ from esmtune.metrics import (
     regression_scores,
     sign_of,
 )
-from esmtune.outcomes import Points
 from esmtune.phrases import interval, metric_name, number
+from esmtune.points import Points
 from esmtune.resamples import (
     Counts,
     Resampled,

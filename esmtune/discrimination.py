@@ -54,7 +54,16 @@ class Discrimination:
         confidence = spec["confidence"]
         return cls(
             classes=int(spec["classes"]),
-            curves=tuple(ClassCurve(**curve) for curve in spec["curves"]),
+            curves=tuple(
+                ClassCurve(
+                    name=curve["name"],
+                    share=curve["share"],
+                    auroc=curve["auroc"],
+                    roc=tuple(curve["roc"]),
+                    precision_recall=tuple(curve["precision_recall"]),
+                )
+                for curve in spec["curves"]
+            ),
             confidence=confidence and Confidence(bins=tuple(map(tuple, confidence["bins"])), error=confidence["error"]),
         )
 

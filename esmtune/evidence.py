@@ -11,9 +11,10 @@ from esmtune.charts import Line, agreement_chart, bar_chart, letters_chart, line
 from esmtune.events import counted_as
 from esmtune.judgements import kind_of_rows
 from esmtune.labels import set_read
-from esmtune.outcomes import Outcome, Points
+from esmtune.outcomes import Outcome
 from esmtune.pages import Part, Rows, Section, Text, plain
 from esmtune.phrases import number, share
+from esmtune.points import Points
 
 WORST = 20
 EXAMPLES = 3  # proteins of a task per residue

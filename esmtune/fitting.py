@@ -20,9 +20,10 @@ from esmtune.events import Notice, Watcher, silent
 from esmtune.examination import examine, refuse_errors, said
 from esmtune.memory import peak_memory
 from esmtune.nearness import nearness_in
+from esmtune.readings import predictions_of
 from esmtune.registry import nearest
 from esmtune.reporting import tell
-from esmtune.runs import Run, metrics_of, predictions_of, resolved, write_run
+from esmtune.runs import Run, metrics_of, resolved, write_run
 from esmtune.writers import check_out
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from scipy import stats
 
 import esmtune
 from esmtune.contests import holm, paired_test
-from esmtune.outcomes import Points, read_outcome
+from esmtune.outcomes import read_outcome
+from esmtune.points import Points
 from esmtune.records import Target
 
 

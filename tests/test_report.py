@@ -22,8 +22,9 @@ from esmtune.confusions import confusion
 from esmtune.discrimination import confidence_of
 from esmtune.evidence import bin_of, by_record
 from esmtune.judgements import verdict
-from esmtune.outcomes import cells_of, read_outcome
+from esmtune.outcomes import read_outcome
 from esmtune.pages import Chart, Page, Rows, Section, Text, rendered
+from esmtune.points import cells_of
 from esmtune.reporting import page_of
 
 pytest.importorskip("plotly", reason="the extra report is not installed")
