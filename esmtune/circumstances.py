@@ -147,6 +147,11 @@ def hidden(outcome: Outcome) -> list[str]:
     violations = (outcome.metrics.get("split") or {}).get("violations")
     if violations:
         said.append(f"Pairs of related sequences that still stand on both sides: {violations:,}.")
+    if expected := (outcome.metrics.get("split") or {}).get("expected"):
+        said.append(
+            f"Not all held-out sequences were searched for: about {expected:,} have a relative on another side, as a "
+            "sample tells."
+        )
     return said
 
 

@@ -112,12 +112,16 @@ class ESM2(nn.Module):
         super().__init__()
         self.config = config
         self.recomputes = False  # in training, whether layers keep their input alone, which takes less memory
-        self.embed_tokens = nn.Embedding(len(SYMBOLS), config.embed_dim)
+        drawn, head_dim = torch.empty(len(SYMBOLS), config.embed_dim), config.embed_dim // config.num_heads
+        frequency = torch.empty(head_dim // 2)
+        if not drawn.is_meta:  # without memory there is nothing to compute; torch would import its compiler, in seconds
+            drawn, frequency = nn.init.normal_(drawn), rotary_frequencies(head_dim)
+        self.embed_tokens = nn.Embedding.from_pretrained(drawn, freeze=False)
         self.layers = nn.ModuleList(Layer(config.embed_dim, config.num_heads) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.embed_dim)
         self.lm_head = LMHead(config.embed_dim) if lm_head else None
         # Part of the weights: the official ones hold it rounded to float16, and were trained with that.
-        self.register_buffer("frequency", rotary_frequencies(config.embed_dim // config.num_heads))
+        self.register_buffer("frequency", frequency)
 
     def forward(self, tokens: Tokens) -> Representation:
         """The last layer's output, after the final norm."""

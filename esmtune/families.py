@@ -27,6 +27,15 @@ class _Checked:
     queries: int
     of: int
 
+    @property
+    def expected(self) -> int:
+        """How many held-out sequences that were not looked up have a relative in another part, if the sample tells.
+
+        Those of the sample that had one are mended.
+        """
+        missed = len(np.unique(self.pairs.first))
+        return round(missed / self.queries * (self.of - self.queries)) if missed else 0
+
     def facts(self, left: Pairs, records: Sequence[Record]) -> dict[str, Any]:
         """What is told of the check, with the first of the pairs that are left."""
         names = list(dict.fromkeys(r.sequence for r in records))
@@ -36,6 +45,7 @@ class _Checked:
         both = list(zip(left.first.tolist(), left.second.tolist(), strict=True))
         unique = sorted({(min(pair), max(pair)) for pair in both})
         found: dict[str, Any] = {"violations": len(unique), "checked": self.queries, "held_out": self.of}
+        found |= {"expected": self.expected} if self.expected else {}
         if unique:
             found["pairs"] = [[ids[names[a]], ids[names[b]]] for a, b in unique[:20]]
         return found
@@ -109,12 +119,23 @@ def split_by_identity(
     which = "all" if checked.queries == checked.of else f"{checked.queries:,} of the"
     said = f"searched for again, {which} {checked.of:,} held-out sequences, no pair crosses"
     if len(left.first):
-        said = f"searched for again, {facts['violations']:,} pairs cross, which could not be mended"
+        said = f"searched for again, {counted_as(facts['violations'], 'pair')} could not be mended"
+    elif checked.expected:
+        said = f"{_sampled(checked)}, in all about {checked.expected:,}"
     text = (
-        f"by identity: {facts['families']:,} families, in which sequences of at least {threshold:.0%} identity over "
-        f"{scheme.coverage:.0%} of the shorter one are together; {said}"
+        f"by identity: {counted_as(facts['families'], 'family')}, in which sequences of at least {threshold:.0%} "
+        f"identity over {scheme.coverage:.0%} of the shorter one are together; {said}"
     )
     return Parted(parts=by_name(weights, parts), text=text, facts=facts)
+
+
+def _sampled(checked: _Checked) -> str:
+    """That a sample had relatives in other parts, and that others must have them too."""
+    missed = len(np.unique(checked.pairs.first))
+    return (
+        f"of {checked.queries:,} of the {checked.of:,} held-out sequences, which were searched for again, {missed:,} "
+        "had a relative in another part; that is mended, but as large a share of the others has one too"
+    )
 
 
 def _held(parts: Int[np.ndarray, "n"], rows: np.ndarray, shares: Sequence[float]) -> float:
@@ -164,8 +185,8 @@ def folds_by_identity(records: Sequence[Record], scheme: Scheme, folds: int, pai
     families = components(pairs.above(threshold), len(sequences))
     if families.max() + 1 < folds:
         raise ValueError(
-            f"at {threshold:.0%} identity the sequences are {families.max() + 1} families, which cannot make {folds} "
-            "folds. Give a higher --identity, or another method."
+            f"at {threshold:.0%} identity the sequences are {counted_as(int(families.max()) + 1, 'family')}, which "
+            f"cannot make {folds} folds. Give a higher --identity, or another method."
         )
     shares = [1 / folds] * folds
     parts = deal_groups(families, strata_of(records), weights_of(weights), shares, scheme.seed)
@@ -176,4 +197,7 @@ def folds_by_identity(records: Sequence[Record], scheme: Scheme, folds: int, pai
     left = _crossing(checked.pairs, parts)
     facts = {"method": "identity", "seed": scheme.seed, "identity": threshold, "coverage": scheme.coverage,
              **checked.facts(left, records)}  # fmt: skip
-    return Folded(held=by_number(weights, parts), text=f"by families of at least {threshold:.0%} identity", facts=facts)
+    text = f"by families of at least {threshold:.0%} identity"
+    if checked.expected:
+        text += f"; {_sampled(checked)}, in all about {checked.expected:,}"
+    return Folded(held=by_number(weights, parts), text=text, facts=facts)

@@ -30,7 +30,10 @@ LONGEST = 65_000  # residues that MMseqs2 takes
 UNGAPPED = 1e10  # every pair along every diagonal: nothing is missed for want of a common k-mer, in peptides above all
 FEW_TARGETS = 6e5  # residues, below which every diagonal costs no more than the most sensitive search by k-mers
 SENSITIVITY = ((1e11, 7.5), (1e12, 5.7), (1e13, 4.0), (1e14, 3.0))
-LINEAR = 1e15  # from here on all against all is out of reach, and clustering takes time linear in the residues
+LINEAR = 4e15  # from here on all against all is out of reach, and clustering takes time linear in the residues
+# Words by which that finds relatives: all of a sequence, and shorter ones than it would take by itself.
+WORDS = (("-k", 7, "--alph-size", "aa:21,nucl:5"), ("-k", 8))
+WORDS_A_SEQUENCE = 400
 CHECKED = 2e13  # what a search that checks a split may cost; beyond it checks a sample
 
 
@@ -92,11 +95,13 @@ def related(sequences: Sequence[str], *, threshold: float, coverage: float) -> P
     if _residues(sequences) ** 2 <= LINEAR:
         found = search(sequences, sequences, coverage=coverage, threshold=threshold)
         return found.where(found.first != found.second)
-    return linked(sequences, threshold=threshold, coverage=coverage)
+    return linked(sequences, threshold=threshold, coverage=coverage, thorough=True)
 
 
-def linked(sequences: Sequence[str], *, threshold: float, coverage: float) -> Pairs:
+def linked(sequences: Sequence[str], *, threshold: float, coverage: float, thorough: bool = False) -> Pairs:
     """Each sequence and the longest of its cluster, in time linear in the residues; far relatives are missed.
+
+    Fewer of them with `thorough`, which clusters again by other words.
 
     >>> sequences = ["MKTVRQERLKSIVRILERSKEPVSGAQLAEELSVSRQVI"] * 2 + ["GIGAVLKVLTTGLPALISWIKRKRQQ"]
     >>> pairs = linked(sequences, threshold=0.9, coverage=0.8)
@@ -105,10 +110,15 @@ def linked(sequences: Sequence[str], *, threshold: float, coverage: float) -> Pa
     """
     with _workplace() as folder:
         _database(sequences, folder / "db")
-        _call("linclust", folder / "db", folder / "clusters", folder / "tmp", "--min-seq-id", threshold, "-c", coverage,
-              "--cov-mode", 1, "-e", SIGNIFICANT)  # fmt: skip
-        _call("createtsv", folder / "db", folder / "db", folder / "clusters", folder / "pairs.tsv")
-        frame = _table(folder / "pairs.tsv", ["first", "second"]).filter(pl.col("first") != pl.col("second"))
+        found = []
+        for number, words in enumerate(WORDS if thorough else WORDS[:1]):
+            clusters, text = folder / f"clusters{number}", folder / f"pairs{number}.tsv"
+            _call("linclust", folder / "db", clusters, folder / f"tmp{number}", "--min-seq-id", threshold,
+                  "-c", coverage, "--cov-mode", 1, "-e", SIGNIFICANT, "--kmer-per-seq", WORDS_A_SEQUENCE,
+                  *words)  # fmt: skip
+            _call("createtsv", folder / "db", folder / "db", clusters, text)
+            found.append(_table(text, ["first", "second"]).filter(pl.col("first") != pl.col("second")))
+        frame = pl.concat(found).unique(maintain_order=True)
     unknown = np.full(frame.height, np.nan)
     return Pairs(first=frame["first"].to_numpy(), second=frame["second"].to_numpy(), identity=unknown)
 

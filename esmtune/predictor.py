@@ -351,13 +351,14 @@ def _encoder_for(spec: Spec, moved: frozenset[str], asked: str | None, folder: P
     if predictor_folder(name) == folder:
         raise ValueError(f"{folder} names itself as its encoder. Say where the encoder is: --encoder PATH.")
     try:
-        encoder, _, _ = find_encoder(name)
+        encoder, source, moved_there = find_encoder(name)
     except ValueError as error:
         raise ValueError(
             f"{folder} was trained on the encoder {spec.encoder.name}, which it needs. {error} "
             "If it is elsewhere now, say where: --encoder PATH."
         ) from None
-    if encoder.config != spec.shape or encoder_digest(encoder) != spec.encoder.sha256:
+    found = encoder_digest(encoder) if moved_there else source.sha256
+    if encoder.config != spec.shape or found != spec.encoder.sha256:
         raise ValueError(
             f"{folder} was trained on the encoder {spec.encoder.name} (SHA-256 {spec.encoder.sha256[:12]}...), "
             f"but {name} holds other weights. Say where the right ones are: --encoder PATH."

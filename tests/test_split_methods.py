@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 
 import esmtune
-from esmtune import identity
+from esmtune import families, identity
 from esmtune.config import TrainConfig
 from esmtune.curation import curate_training
-from esmtune.identity import NoMMseqsError, mmseqs, nearest
+from esmtune.identity import NoMMseqsError, Pairs, mmseqs, nearest
 from esmtune.methods import folds_by
 from esmtune.records import Record
 from esmtune.schemes import Scheme
@@ -232,6 +232,22 @@ def test_numbers_are_dealt_alike():
     fifths = np.quantile(frame["label"], [0.2, 0.4, 0.6, 0.8])
     counts = Counter(np.searchsorted(fifths, split.filter(split="test")["label"]).tolist())
     assert set(counts.values()) == {8}
+
+
+def test_what_a_sample_says_of_the_others_is_said(monkeypatch):
+    """Where the first search misses relatives, and only a sample is searched for again, the others have some too."""
+    nothing = Pairs(first=np.empty(0, int), second=np.empty(0, int), identity=np.empty(0))
+    monkeypatch.setattr(families, "related", lambda *_, **__: nothing)
+    residues = sum(map(len, FAMILIES["sequence"]))
+    monkeypatch.setattr(families, "CHECKED", 4 * len(FAMILIES["sequence"][0]) * residues)
+    told: list[str] = []
+    frame = esmtune.split(FAMILIES, method="identity", watch=lambda event: told.append(getattr(event, "text", "")))
+    assert "had a relative in another part; that is mended, but as large a share of the others has one too" in told[-1]
+    assert crossing(frame["sequence"].to_list(), frame["split"].to_list())
+    monkeypatch.setattr(families, "CHECKED", 1e13)  # all are searched for again: then all is mended
+    frame = esmtune.split(FAMILIES, method="identity", watch=lambda event: told.append(getattr(event, "text", "")))
+    assert "no pair crosses" in told[-1]
+    assert crossing(frame["sequence"].to_list(), frame["split"].to_list()) == []
 
 
 def test_groups_are_dealt_whole_and_fair():
