@@ -78,6 +78,10 @@ class Calibration:
         pair = self._pair(level)
         return [s.group for s in self.strata if s.pair == pair and rank(len(s.scores), level) is None]
 
+    def enough(self, level: float) -> set[str]:
+        """The groups that have points enough for a level by themselves."""
+        return {stratum.group for stratum in self.strata} - set(self.too_few(level))
+
     def check(self, level: float, *, conditional: bool = False) -> None:
         """Refuse a level that the scores do not allow.
 

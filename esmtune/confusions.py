@@ -26,7 +26,7 @@ def classes_section(outcome: Outcome) -> Section:
             continue
         if points.reads == "name":
             parts.append(_confusion(outcome, points))
-        found = discrimination(outcome, points)
+        found = _discrimination(outcome, points)
         if found is not None:
             parts += _curves(points.target.name, found)
         parts.append(_by_class(points))
@@ -73,17 +73,22 @@ def truth_of(points: Points, place: int) -> tuple[np.ndarray, Float[np.ndarray, 
     return points.labels[known, place] == 1, score[known]
 
 
-def discrimination(outcome: Outcome, points: Points) -> Discrimination | None:
+def _discrimination(outcome: Outcome, points: Points) -> Discrimination | None:
     """How well classes are told apart: from probabilities, or of residues from what the run wrote down of theirs."""
     if points.probabilities is None:
         return outcome.curves.get(points.target.name)
-    is_name = points.reads == "name"
     truths = {name: truth_of(points, place) for place, name in enumerate(points.classes)}
-    right = points.labels == points.predictions
-    return Discrimination(
-        classes=len(truths), curves=curves_of(truths, is_exclusive=is_name),
-        confidence=confidence_of(right, points.probabilities.max(1)) if is_name else None,
-    )  # fmt: skip
+    return Discrimination(classes=len(truths), curves=curves_of(truths, is_exclusive=points.reads == "name"))
+
+
+def _confidence(outcome: Outcome, points: Points) -> Confidence | None:
+    """What the probabilities of predicted classes mean, from the same."""
+    if points.reads != "name":
+        return None
+    if points.probabilities is None:
+        kept = outcome.curves.get(points.target.name)
+        return kept.confidence if kept else None
+    return confidence_of(points.labels == points.predictions, points.probabilities.max(1))
 
 
 def _curves(target: str, found: Discrimination) -> Iterator[Part]:
@@ -147,9 +152,9 @@ def calibration_section(outcome: Outcome) -> Section:
     for name, own in of_targets.items():
         parts += _coverage(str(name), own, int((outcome.metrics.get("records") or {}).get("test", 0)))
     for points in each_points(outcome):
-        told = discrimination(outcome, points) if points.reads == "name" else None
-        if told is not None and told.confidence is not None:
-            parts.append(_reliability(points.target.name, told.confidence, of_targets.get(points.target.name) or {}))
+        confidence = _confidence(outcome, points)
+        if confidence is not None:
+            parts.append(_reliability(points.target.name, confidence, of_targets.get(points.target.name) or {}))
     if not of_targets and outcome.scores and outcome.metrics.get("task") not in ("mlm", "multilabel"):
         parts.insert(0, Text(NO_CALIBRATION, warning=True))
     return Section("calibration", "How far off a prediction may be", parts)

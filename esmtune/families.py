@@ -121,7 +121,7 @@ def split_by_identity(
     if len(left.first):
         said = f"searched for again, {counted_as(facts['violations'], 'pair')} could not be mended"
     elif checked.expected:
-        said = f"{_sampled(checked)}, in all about {checked.expected:,}"
+        said = _sampled(checked)
     text = (
         f"by identity: {counted_as(facts['families'], 'family')}, in which sequences of at least {threshold:.0%} "
         f"identity over {scheme.coverage:.0%} of the shorter one are together; {said}"
@@ -134,7 +134,8 @@ def _sampled(checked: _Checked) -> str:
     missed = len(np.unique(checked.pairs.first))
     return (
         f"of {checked.queries:,} of the {checked.of:,} held-out sequences, which were searched for again, {missed:,} "
-        "had a relative in another part; that is mended, but as large a share of the others has one too"
+        "had a relative in another part; that is mended, but as large a share of the others has one too, in all about "
+        f"{checked.expected:,}"
     )
 
 
@@ -199,5 +200,5 @@ def folds_by_identity(records: Sequence[Record], scheme: Scheme, folds: int, pai
              **checked.facts(left, records)}  # fmt: skip
     text = f"by families of at least {threshold:.0%} identity"
     if checked.expected:
-        text += f"; {_sampled(checked)}, in all about {checked.expected:,}"
+        text += f"; {_sampled(checked)}"
     return Folded(held=by_number(weights, parts), text=text, facts=facts)

@@ -230,8 +230,7 @@ def check_level(
             )
         found.check(level, conditional=conditional)
         if conditional and part.reads != "name":
-            own = {stratum.group for stratum in found.strata} - set(found.too_few(level))
-            bins = [name for name in BIN_NAMES if name not in own]
+            bins = [name for name in BIN_NAMES if name not in found.enough(level)]
             if bins:
                 said.append(
                     f"No intervals where the identity to training is {', '.join(bins)}: too few calibration points."
@@ -267,7 +266,7 @@ def bound_columns(
         finite, groups = members.isfinite().all(-1).all(0), None
         if conditional and part.reads != "name":
             groups = [name for name, count in zip(bins, counts, strict=True) for _ in range(count)]
-            enough = {s.group for s in found.strata} - set(found.too_few(level))
+            enough = found.enough(level)
             finite &= torch.tensor([name in enough for name in groups], dtype=torch.bool)
             groups = [name if name in enough else min(enough) for name in groups]  # any: it is not looked at
         bounds = found.bounds(

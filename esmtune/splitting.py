@@ -87,12 +87,7 @@ def split(
         )
     records = _records(table, sequence, target, method, watch)
     stratify = all(isinstance(r.labels[0], str) for r in records)
-    if is_file:
-        partition, _ = with_file(records, str(method))
-        for text in partition.notices:
-            watch(Notice(text))
-        columns = [{r.where: r.split for r in partition.records}]
-    elif folds is None:
+    if folds is None:
         parts = _parts(records, config, method, stratify, table, watch)
         columns = [{r.where: r.split for r in parts}]
     else:
@@ -138,9 +133,12 @@ def _label(cell: Any) -> Label:
 def _parts(
     records: list[Record], config: TrainConfig, method: str | None, stratify: bool, table: Table, watch: Watcher
 ) -> list[Record]:
-    partition = with_splits(
-        records, config, stratify=stratify, missing={"valid", "test"}, folds=1, method=method, tables=[table]
-    )
+    if method is None or method in SPLIT_METHODS:
+        partition = with_splits(
+            records, config, stratify=stratify, missing={"valid", "test"}, folds=1, method=method, tables=[table]
+        )
+    else:
+        partition, _ = with_file(records, method)
     for text in partition.notices:
         watch(Notice(text))
     _tell_left(partition.facts, watch)
