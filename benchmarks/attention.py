@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/attention.py [--precision float32] [--rounds 5] [--seconds 170] [--out FILE]
 
 The ways take turns, and processor time is counted, so that a busy machine is busy for all. Prints a line
-for each case: milliseconds of the way that is taken today (`runs`), and of the others as shares of it; below 1
-is faster. `esmtune/attention.py` has the crossover points that come of it.
+for each case: milliseconds of PyTorch's fused attention for each run of equal lengths (`runs`), and of the others as
+shares of it; below 1 is faster. `esmtune/attention.py` has the crossover points that come of it.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from hardware import processor
 from esmtune.spans import Spans
 from esmtune.ways import WAYS
 
-COMPARED = ("runs", "plain", "padded")
+COMPARED = ("runs", "plain", "tiled", "padded")
 HEADS = 20
 TOKENS = 1000
 DRAW = random.Random(0)

@@ -13,12 +13,17 @@ from torch import Tensor
 from esmtune.spans import Spans, sent
 from esmtune.ways import WAYS, runs
 
-# On a processor with AMX, in bfloat16 with a backward pass, plain products are faster than the fused kernel up to this
-# many tokens. Measured on such a one, not in benchmarks/: forward and backward on two cores, length 317 6.2 ms against
-# 13.4 (heads of 16) and 8.2 against 16.2 (heads of 64), length 1,000 123 against 79; lines through these in logarithms
-# cross at 640. Everywhere else the fused kernel is taken, and neighbors of equal length alone share a call, which was
-# as fast as anything in float32 without AMX: benchmarks/results/attention-float32.json.
-PLAIN_UP_TO = {("amx", torch.bfloat16, "backward"): 512}
+# Kernels that are faster than PyTorch's fused one on a processor, by its units, dtype and direction; from and up to how
+# many tokens. With AVX512-BF16 tiles take .13 to .91 of its time with the backward pass, and from about 60 tokens .5 to
+# 1.0 forward (heads of 64 to 16), at every length that was measured: benchmarks/results/attention-bfloat16.json. With
+# AMX plain products were measured on another machine, not in benchmarks/: forward and backward on two cores, length 317
+# 6.2 ms against 13.4 (heads of 16) and 8.2 against 16.2 (heads of 64), length 1,000 123 against 79; lines through these
+# in logarithms cross at 640. In float32 nothing was faster: benchmarks/results/attention-float32.json.
+FASTER = {
+    ("amx", torch.bfloat16, "backward"): ("products", 1, 512),
+    ("avx512_bf16", torch.bfloat16, "backward"): ("tiled", 1, 2048),
+    ("avx512_bf16", torch.bfloat16, "forward"): ("tiled", 64, 2048),
+}
 
 # On any other device the first of these that is to be had there and computes right numbers (`passes`). The order on
 # CUDA is by what the kernels do, not yet by measurement (docs/decisions/0014-ways-of-attention.md).
@@ -48,14 +53,21 @@ def attend(
         return q + k + v  # nothing, but part of the graph: a process without work still takes part in the step
     device = q.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else v.dtype
-    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     name = _only.get()
     if name is None and device == "cpu":
-        units = "amx" if torch.cpu._is_amx_tile_supported() else ""
         direction = "backward" if q.requires_grad or k.requires_grad or v.requires_grad else "forward"
-        return runs(q, k, v, spans, plain_up_to=PLAIN_UP_TO.get((units, dtype, direction), 0))
+        kernel, start, end = FASTER.get((_units(), dtype, direction), ("fused", 0, 0))
+        return runs(q, k, v, spans, kernel=kernel, of=range(start, end + 1), dtype=dtype)
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     name = name or choose(q.device, dtype, q.shape[2], hides=spans.visible is not None)
     return WAYS[name].compute(q, k, v, spans)
+
+
+def _units() -> str:
+    """What a processor has for products in bfloat16: the best of it, or nothing."""
+    if torch.cpu._is_amx_tile_supported():
+        return "amx"
+    return "avx512_bf16" if torch.cpu._is_avx512_bf16_supported() else ""
 
 
 @contextmanager

@@ -5,7 +5,7 @@ a head, the precision and whether there is a backward pass. Add yours at the end
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from esmtune.spans import Spans
+from esmtune.tiles import tiled
 
 
 def runs(
@@ -24,12 +25,17 @@ def runs(
     v: Float[Tensor, "tokens heads k"],
     spans: Spans,
     *,
-    plain_up_to: int = 0,
+    kernel: str = "fused",
+    of: Container[int] = (),
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "tokens heads k"]:
-    """Neighbors of equal length in one call: PyTorch's fused attention, or plain products up to a length.
+    """Neighbors of equal length in one call: of PyTorch's fused attention, or of another kernel for the lengths `of`.
 
-    Splitting and concatenating, not writing into slices, keeps the backward pass free of full-size zero fills.
+    Splitting and concatenating, not writing into slices, keeps the backward pass free of full-size zero fills. What is
+    computed in a `dtype` of fewer bits has its keys centered first: that moves all scores of a query alike, of which a
+    softmax knows nothing, and leaves less to round (as in SageAttention, https://doi.org/10.48550/arXiv.2410.02367).
     """
+    dtype = dtype or v.dtype
     sizes = [length * count for length, count in spans.runs]
     masks = [None] * len(sizes) if spans.visible is None else spans.visible.split(sizes)
     blocks = []
@@ -39,7 +45,10 @@ def runs(
         qkv = [rearrange(y, "(n length) heads k -> n heads length k", n=count, length=length) for y in qkv]
         if mask is not None:
             mask = rearrange(mask, "(n length) -> n 1 1 length", n=count)
-        y = (products if length <= plain_up_to else fused)(*qkv, visible=mask)
+        if dtype != k.dtype:
+            qkv[1] = qkv[1] - qkv[1].detach().mean(-2, keepdim=True)
+        taken = kernel if length in of and (mask is None or kernel != "tiled") else "fused"
+        y = KERNELS[taken](*(y.to(dtype) for y in qkv), visible=mask)
         blocks.append(rearrange(y, "n heads length k -> (n length) heads k"))
     return torch.cat(blocks)
 
@@ -51,7 +60,17 @@ def plain(
     spans: Spans,
 ) -> Float[Tensor, "tokens heads k"]:
     """Neighbors of equal length in one go, by two matrix products and a softmax."""
-    return runs(q, k, v, spans, plain_up_to=spans.longest)
+    return runs(q, k, v, spans, kernel="products", of=spans.lengths)
+
+
+def by_tiles(
+    q: Float[Tensor, "tokens heads k"],
+    k: Float[Tensor, "tokens heads k"],
+    v: Float[Tensor, "tokens heads k"],
+    spans: Spans,
+) -> Float[Tensor, "tokens heads k"]:
+    """Neighbors of equal length by products and a softmax that stay in a processor's cache."""
+    return runs(q, k, v, spans, kernel="tiled", of=spans.lengths)
 
 
 def padded(
@@ -199,11 +218,13 @@ class Way:
         return ""
 
 
+KERNELS: dict[str, Callable[..., Tensor]] = {"fused": fused, "products": products, "tiled": tiled}
 HALF = (torch.bfloat16, torch.float16)
 WAYS = {
     "runs": Way(compute=runs),
     "plain": Way(compute=plain),
     "padded": Way(compute=padded),
+    "tiled": Way(compute=by_tiles, devices=("cpu",)),
     "varlen": Way(compute=varlen, devices=("cuda",), dtypes=HALF, hides=False),
     "flash": Way(compute=flash, devices=("cuda",), dtypes=HALF, package="flash_attn", hides=False),
     "nested": Way(compute=nested, devices=("cuda",), dtypes=(*HALF, torch.float32), hides=False),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.attention import varlen
 
-from esmtune import attention, ways
+from esmtune import attention, tiles, ways
 from esmtune.attention import TOLERANCE, attend, choose, error, only, passes
 from esmtune.esm2 import Tokens
 from esmtune.spans import PAIRS, SIMILAR, Spans
@@ -127,7 +127,7 @@ def test_lengths_are_worked_out_once_a_batch(monkeypatch):
     assert made[0].offsets is made[1].offsets
 
 
-@pytest.mark.parametrize("name", ["runs", "plain", "padded"])
+@pytest.mark.parametrize("name", ["runs", "plain", "padded", "tiled"])
 def test_nothing_in_the_encoder_needs_to_know_a_number(name, monkeypatch):
     """Where there are shapes and no numbers it computes all the same: so on a GPU nothing has to wait for one."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # which does not know such a device
@@ -252,22 +252,22 @@ def test_rounding_is_within_what_is_tolerated(name):
         assert error(name, CPU, dtype, 16) < TOLERANCE[dtype] / 2
 
 
-@pytest.mark.parametrize("amx", [True, False])
-def test_on_a_processor_the_table_decides(monkeypatch, amx):
-    """Plain products with AMX in bfloat16 where there is a backward pass, up to a length; else the fused kernel."""
+@pytest.mark.parametrize("units", ["amx", "avx512_bf16", ""])
+def test_on_a_processor_the_table_decides(monkeypatch, units):
+    """Products with AMX, tiles with AVX512-BF16, in bfloat16 and up to a length; else the fused kernel."""
     taken = []
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    for name in ("fused", "products"):
-        made = getattr(ways, name)
-        monkeypatch.setattr(
-            ways, name, lambda *qkv, visible, name=name, made=made: taken.append(name) or made(*qkv, visible=visible)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units == "amx")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units != "")  # what has AMX has this too
+    for name, made in ways.KERNELS.items():
+        monkeypatch.setitem(
+            ways.KERNELS, name, lambda *qkv, name=name, made=made, visible: taken.append(name) or made(*qkv, visible)
         )
-    lengths = (512, 513)
-    spans = Spans(lengths, CPU)
     for dtype, direction in [(d, way) for d in (torch.bfloat16, torch.float32) for way in ("backward", "forward")]:
-        is_plain = amx and dtype == torch.bfloat16 and direction == "backward"
-        expected = ["products" if is_plain else "fused", "fused"]
+        kernel, start, end = attention.FASTER.get((units, dtype, direction), ("fused", 7, 8))
+        lengths = (start - 1, start, end, end + 1) if start > 1 else (end, end + 1)
+        expected = [kernel if start <= length <= end else "fused" for length in lengths]
         q, k, v, _ = drawn(lengths, heads=1, size=4, dtype=dtype)
+        spans = Spans(lengths, CPU)
         taken.clear()
         attend(q, k.requires_grad_(direction == "backward"), v, spans)
         assert taken == expected
@@ -276,6 +276,40 @@ def test_on_a_processor_the_table_decides(monkeypatch, amx):
             y = attend(q.float(), k.float(), v, spans)  # what autocast computes in counts, not what comes in
         assert taken == expected
         assert y.dtype == dtype
+    named = {"amx": "products", "avx512_bf16": "tiled", "": "fused"}[units]
+    assert attention.FASTER.get((units, torch.bfloat16, "backward"), ("fused",))[0] == named
+
+
+def test_tiles_are_left_where_something_is_hidden(monkeypatch):
+    """Which they cannot do."""
+    monkeypatch.setitem(attention.FASTER, ("", torch.float32, "forward"), ("tiled", 1, 100))
+    monkeypatch.setattr(attention, "_units", lambda: "")
+    q, k, v, _ = drawn(dtype=torch.float32)
+    visible = torch.ones(sum(LENGTHS), dtype=torch.bool)
+    visible[[3, 4, 21]] = False
+    right = reference(q, k, v, LENGTHS, visible)
+    assert (attend(q, k, v, Spans(LENGTHS, CPU, visible)).double() - right).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("cells", [1, 2 * 9**2, 2**20])
+def test_tiles_of_any_size_give_the_same(monkeypatch, cells):
+    monkeypatch.setattr(tiles, "CELLS", cells)
+    q, k, v, gradient = drawn()
+    right = with_gradients(lambda q, k, v: reference(q, k, v, LENGTHS), q, k, v, gradient)
+    found = with_gradients(lambda q, k, v: WAYS["tiled"].compute(q, k, v, Spans(LENGTHS, CPU)), q, k, v, gradient)
+    near(found, right, 1e-12)
+
+
+@pytest.mark.parametrize("kernel", ways.KERNELS)
+def test_keys_that_share_a_large_part_lose_little_to_rounding(kernel):
+    """What all keys of a sequence share changes no weight of any; the biases of ESM-2's reach 9."""
+    q, k, v, gradient = drawn(dtype=torch.float32)
+    k = k + 60
+    right = with_gradients(lambda q, k, v: reference(q, k, v, LENGTHS), *(x.double() for x in (q, k, v, gradient)))
+    spans = Spans(LENGTHS, CPU)
+    options = {"kernel": kernel, "of": LENGTHS, "dtype": torch.bfloat16}
+    found = with_gradients(lambda q, k, v: ways.runs(q, k, v, spans, **options), q, k, v, gradient)
+    near(found, right, EXACT[torch.bfloat16])
 
 
 def test_nothing_is_written_into_slices_on_the_way_back():
@@ -289,7 +323,7 @@ def test_nothing_is_written_into_slices_on_the_way_back():
             for parent, _ in node.next_functions:
                 walk(parent)
 
-    for name in ("runs", "plain", "padded"):
+    for name in ("runs", "plain", "padded", "tiled"):
         seen = set()
         q, k, v, _ = drawn(dtype=torch.float32)
         walk(WAYS[name].compute(q.requires_grad_(), k, v, Spans(LENGTHS, CPU)).grad_fn)
