@@ -80,7 +80,9 @@ def predict(
         names = [*names, *add_bounds(example, [1]).columns]
         by_identity = conditional and any(part.reads == "number" for _, part, _ in task.parts())
     elif conditional:
-        raise ValueError("conditional is of intervals: say which, interval=0.9.")
+        raise ValueError(
+            "conditional is of intervals: say how much they are to cover too, such as --interval 0.9 (interval=0.9)."
+        )
     if applicability and predictor.references is None:
         raise ValueError(
             "this predictor keeps nothing of its training sequences to compare with: train it anew, with this release "

@@ -4,7 +4,7 @@ import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -46,6 +46,12 @@ class Named(Task):
     def chosen(self, probabilities: Float[Tensor, "points classes"]) -> Int[Tensor, "points"]:
         """Which class is predicted: the most probable one."""
         return probabilities.argmax(1)
+
+    def refitted(self, labels: Sequence[Label]) -> "Named":
+        """With the shares of other labels; of a class that they lack it is 0."""
+        counts = counted(labels)
+        total = counts.total()
+        return replace(self, shares=tuple(counts[name] / total for name in self.classes)) if total else self
 
     def targets(self, labels: Sequence[Label]) -> Float[Tensor, "points 1"]:
         """Indices of classes, NaN where unknown."""

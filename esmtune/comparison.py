@@ -79,7 +79,7 @@ def comparison(sides: Sequence[Side], metric: str, *, seed: int = 0) -> dict[str
     last = next((side for split in ("test", "valid", "") for side in sides if side.split == split), None)
     best = _best(found["baselines"], last.split, metric) if last else None
     if last and best:
-        gained = gain(last, best, metric, drawn[last.split])
+        gained = gain(last, best, metric, drawn[last.split], chosen_here="valid" not in found["baselines"])
         found |= {"gain": {last.split: gained}} if gained else {}
     return {name: entry for name, entry in found.items() if entry or name == "baselines"}
 
@@ -102,10 +102,11 @@ def _best(scores: Mapping[str, Mapping[str, Mapping[str, Any]]], split: str, met
     return None
 
 
-def gain(side: Side, best: str, metric: str, sampled: Bootstrap | None) -> dict[str, Any] | None:
+def gain(side: Side, best: str, metric: str, sampled: Bootstrap | None, *, chosen_here: bool) -> dict[str, Any] | None:
     """How much better than the best baseline a predictor is, and a sentence that says so; None where that is undefined.
 
-    The difference is positive where the predictor is better, also of what is better when lower.
+    The difference is positive where the predictor is better, also of what is better when lower. `chosen_here` says that
+    there are no validation records by which the baseline was chosen, and so it was by these.
     """
     value = side.task.scores(side.outputs, side.labels).get(metric)
     base = side.ignorant.scores(side.baselines[best], side.labels).get(metric)
@@ -116,7 +117,7 @@ def gain(side: Side, best: str, metric: str, sampled: Bootstrap | None) -> dict[
     low, high = (None, None) if bounds is None else sorted(sign * x for x in bounds)
     difference = sign * (value - base)
     found = {"metric": metric, "baseline": best, "difference": difference, "low": low, "high": high}
-    text = _sentence(side, found, value, sampled and sampled.interval(PREDICTOR, metric))
+    text = _sentence(side, found, value, sampled and sampled.interval(PREDICTOR, metric), chosen_here)
     known = {name: own.get(metric) for name, own in side.scores().items()}
     above = {name: x for name, x in known.items() if x is not None and sign * x > sign * base}
     if above:  # it was not the best where the best was chosen
@@ -125,7 +126,9 @@ def gain(side: Side, best: str, metric: str, sampled: Bootstrap | None) -> dict[
     return found | {"text": text}
 
 
-def _sentence(side: Side, found: Mapping[str, Any], value: float, interval: Sequence[float] | None) -> str:
+def _sentence(
+    side: Side, found: Mapping[str, Any], value: float, interval: Sequence[float] | None, chosen_here: bool
+) -> str:
     metric, low, high, lower = found["metric"], found["low"], found["high"], sign_of(found["metric"]) < 0
     better = found["difference"] >= 0
     ends = (low, high) if better or low is None else (-high, -low)
@@ -142,7 +145,8 @@ def _sentence(side: Side, found: Mapping[str, Any], value: float, interval: Sequ
     said = (
         f"On {_scored(side, kind)} {SPOKEN.get(metric, metric)} is {_number(value, metric)}{_range(interval, metric)}, "
     )
-    said += f"{apart} the best baseline, {named(found['baseline'])}: {verdict}."
+    best = "the best baseline, chosen on the same rows," if chosen_here else "the best baseline,"
+    said += f"{apart} {best} {named(found['baseline'])}: {verdict}."
     return said + (" The same rows chose the weights, which flatters." if side.split == "valid" else "")
 
 
@@ -181,9 +185,13 @@ def out_of_fold(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Outputs of all baselines for records, each by one that learned without it: folds are what is learned and asked.
 
-    What is asked are places in `records`.
+    What is asked are places in `records`. Of a fold's own labels are the statistics of its task too.
     """
-    found = [baselines_of(task, train, [records[i] for i in asked], level, means, watch) for train, asked in folds]
+    found = []
+    for train, asked in folds:
+        own = task.refitted([label for record in train for label in record.labels])
+        outputs = baselines_of(own, train, [records[i] for i in asked], level, means, watch)
+        found.append({name: task.translated(x, own) for name, x in outputs.items()})
     ends = np.cumsum([0, *(len(record.labels) for record in records)])
     rows = [np.concatenate([np.arange(ends[i], ends[i + 1]) for i in asked]) for _, asked in folds]
     joined = {}

@@ -11,7 +11,15 @@ from esmtune.config import SPLIT_METHODS, TrainConfig
 from esmtune.datasets import Columns, find_columns, read_rows
 from esmtune.inference import Told, infer_targets
 from esmtune.labels import READS, Reads
-from esmtune.partition import asked_split, folds_for, missing_splits, with_calibration, with_file, with_splits
+from esmtune.partition import (
+    asked_split,
+    folds_for,
+    missing_splits,
+    seen_elsewhere,
+    with_calibration,
+    with_file,
+    with_splits,
+)
 from esmtune.readers import read
 from esmtune.records import BadRowsError, Dataset, Form, Problem, Record, Row, Split, Table, Target
 from esmtune.replicates import weighted, with_replicates
@@ -21,6 +29,11 @@ CALIBRATION = (
     "Calibration: {:,} of {:,} validation rows choose no weights, so that intervals can be told from them "
     "(--calibration-fraction 0 leaves them in)."
 )
+SEEN = (
+    "LEAK: {:,} of {:,} calibration rows have a sequence that is trained on or that chooses the weights: they do not "
+    "calibrate{}."
+)
+NOTHING_LEFT = ", so that there are no intervals and no sets"
 LANGUAGE = (Target(name="sequence", kind="mlm", form="letters"),)
 
 
@@ -94,6 +107,10 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
     if folds == 1:
         known, kept, of = with_calibration(known, targets, reads, config, seed=config.seed)
         split += [CALIBRATION.format(kept, of)] if kept else []
+    seen = seen_elsewhere(known)
+    if seen:
+        there = [r.sequence in seen for r in known if r.split == "calibration"]
+        split.append(SEEN.format(sum(there), len(there), NOTHING_LEFT if all(there) else ""))
     refusal = None
     known, replicates = with_replicates(known, targets, reads, config.replicates)
     strangers, warnings = [], []

@@ -144,9 +144,9 @@ def fit_power_law(
 def more_labels(points: Sequence[dict[str, Any]], metric: str, times: int = 2) -> dict[str, Any]:
     """What so many times the labels would bring, by a power law through the points of a learning curve.
 
-    The interval holds 90 % of what comes out when the points are moved by the noise that repeats show, which is
-    taken to shrink with the root of the number of labels. Where the law does not account for the points, or they
-    do not differ by more than the noise, `gain` is None and the text says so.
+    The interval holds 90 % of what comes out when the points are moved by the noise that repeats show, or by what the
+    law leaves if that is more, taken to shrink with the root of the number of labels. Where the law does not account
+    for the points, or they do not differ by more than repeats do, `gain` is None and the text says so.
     """
     sign = -sign_of(metric)
     used = [point for point in points if point["scores"].get(metric) is not None]
@@ -160,15 +160,17 @@ def more_labels(points: Sequence[dict[str, Any]], metric: str, times: int = 2) -
     repeats = np.array([point.get("repeats", 1) for point in used], float)
     weights = repeats * records / records.max()
     law = fit_power_law(records, errors, weights)
-    noise = _noise(used, metric, errors - law(records), weights)
-    spread = noise / np.sqrt(weights)  # of each point
-    if errors[0] - errors[-1] < 2 * np.hypot(spread[0], spread[-1]):
+    left = float(np.sqrt((weights * (errors - law(records)) ** 2).sum() / max(1, len(used) - 3)))
+    repeated = _repeated(used, metric)
+    ends = (left if repeated is None else repeated) / np.sqrt(weights[[0, -1]])
+    if errors[0] - errors[-1] < 2 * np.hypot(*ends):
         return result | {"text": text.format("the scores of all shares are alike within the noise")}
     explained = 1 - np.average((errors - law(records)) ** 2, weights=weights) / np.average(
         (errors - np.average(errors, weights=weights)) ** 2, weights=weights
     )
     if explained < GOOD_FIT:
         return result | {"text": text.format("the scores do not rise steadily with the labels")}
+    spread = max(left, repeated or 0.0) / np.sqrt(weights)  # of each point
     gains = _gains(records, law(records), spread, weights, times)
     gain, (low, high) = float(law(float(whole)) - law(float(times * whole))), np.quantile(gains, (0.05, 0.95)).tolist()
     direction = "-" if sign > 0 else "+"
@@ -179,21 +181,15 @@ def more_labels(points: Sequence[dict[str, Any]], metric: str, times: int = 2) -
     return result | {"gain": gain, "low": low, "high": high, "text": said}
 
 
-def _noise(
-    used: Sequence[dict[str, Any]], metric: str, residuals: Float[np.ndarray, "points"],
-    weights: Float[np.ndarray, "points"],
-) -> float:  # fmt: skip
-    """The standard deviation of one training with all labels: of repeats where there are some, else of what is left."""
+def _repeated(used: Sequence[dict[str, Any]], metric: str) -> float | None:
+    """The standard deviation of one training with all labels as repeats of shares show it; None without repeats."""
     squares = [
         ((point["sd"] or {})[metric] ** 2 * point["records"] / used[-1]["records"], point.get("repeats", 2) - 1)
         for point in used
         if metric in (point["sd"] or {})
     ]
-    left = float(np.sqrt((weights * residuals**2).sum() / max(1, len(used) - 3)))
-    if not squares:
-        return left
     total = sum(freedom for _, freedom in squares)
-    return max(left, float(np.sqrt(sum(square * freedom for square, freedom in squares) / max(1, total))))
+    return float(np.sqrt(sum(square * freedom for square, freedom in squares) / max(1, total))) if squares else None
 
 
 def _gains(

@@ -222,7 +222,7 @@ def exact_bias(linear: nn.Module, x: Float[Tensor, "tokens dim"]) -> Float[Tenso
     Biases of keys reach 9 in ESM-2, which leaves the rest of a key few of bfloat16's 8 bits (docs/LOG.md).
     """
     if torch.is_autocast_enabled(x.device.type) and type(linear) is nn.Linear:
-        return F.linear(x, linear.weight).to(x.dtype) + linear.bias
+        return F.linear(x, linear.weight) + linear.bias  # a sum of both types is in float32
     return linear(x)
 
 

@@ -122,6 +122,10 @@ class Task(ABC):
         """Outputs that mean something to another task, fitted to the same targets, as ones that mean it to this."""
         return outputs
 
+    def refitted(self, labels: Sequence[Label]) -> "Task":
+        """The same task with the statistics of other labels of the same targets; classes, and what is of none, stay."""
+        return self
+
     def finished(self, outputs: Float[Tensor, "points outputs"], labels: Sequence[Label]) -> "Task":
         """The task after training, which may learn from the outputs of all training points what they mean."""
         return self

@@ -48,6 +48,10 @@ class Member:
     data: Dataset
     share: float = 1.0  # of the run's labels that it has
 
+    def own(self, fitted_task: Task) -> Task:
+        """The run's task with the statistics of the labels that this member learns from, and of no others."""
+        return fitted_task.refitted([label for record in self.data.of("train") for label in record.labels])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
@@ -114,7 +118,7 @@ def train_members(
             raise ValueError("the loss compares the sequences of a step, but --global-batch-size is 1: take 2 or more.")
         torch.manual_seed(config.seed)
         # Says what is wrong, and what is new; then it is known what training it will take.
-        first = compose(members[0].config, members[0].data, origin, fitted_task, watch)
+        first = compose(members[0].config, members[0].data, origin, members[0].own(fitted_task), watch)
         config, gives_back = provided(first, config, data, journal, watch)
         del first
         members = members_of(config, data, folds)
@@ -214,7 +218,7 @@ def _train_stages(
 ) -> Fitted:  # fmt: skip
     """Train one member; with probe-then-full its head first, on the encoder as it was."""
     torch.manual_seed(member.config.seed)
-    predictor = compose(member.config, member.data, origin, fitted_task)
+    predictor = compose(member.config, member.data, origin, member.own(fitted_task))
     go_on = partial(
         train_once, fabric, data=member.data, predictor=predictor, kept=kept, journal=journal, watch=watch,
         stop=stop,
@@ -245,7 +249,7 @@ def _train_stages(
 def _assembled(member: Member, origin: Origin, fitted_task: Task, fitted: Fitted) -> Predictor:
     """The predictor that a member became."""
     torch.manual_seed(member.config.seed)
-    predictor = compose(member.config, member.data, origin, fitted_task, silent)
+    predictor = compose(member.config, member.data, origin, member.own(fitted_task), silent)
     predictor.load_state_dict(fitted.weights, strict=False)
     predictor.references = References.from_tensors(fitted.references)
     return predictor.with_task(task.load(fitted.task)).eval()

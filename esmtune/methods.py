@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from esmtune.events import counted_as
 from esmtune.families import folds_by_identity, split_by_identity
 from esmtune.identity import Pairs
 from esmtune.labels import as_number, as_text
@@ -194,8 +195,8 @@ def _latest(
     parts: dict[str, Split] = {sequence: parts_of[times[sequence]] for sequence in weights}
     if "train" not in parts.values() or (test > 0 and "test" not in parts.values()):
         raise ValueError(
-            f"the rows are of {len(rows):,} times, which cannot be split in the shares that were asked for: "
-            "too many are of one."
+            f"the rows are of {counted_as(len(rows), 'time')}, which cannot be split in the shares that were asked "
+            "for: too many are of one."
         )
     return Parted(parts=parts, text="by time: the latest are held out", facts=facts)
 

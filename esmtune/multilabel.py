@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -71,6 +71,14 @@ class Multilabel(Task):
             classes=classes, shares=tuple(shares.tolist()), loss_name=loss, gamma=gamma,
             label_smoothing=label_smoothing, class_weights=class_weights,
         )  # fmt: skip
+
+    def refitted(self, labels: Sequence[Label]) -> "Multilabel":
+        """With the shares of other labels, where it is known of any whether the class holds."""
+        rows = _marked(labels, self.classes)
+        is_known = np.isfinite(rows)
+        known, yes = is_known.sum(0), np.where(is_known, rows, 0.0).sum(0)
+        shares = np.where(known > 0, yes / np.maximum(known, 1), self.shares)
+        return replace(self, shares=tuple(shares.tolist()))
 
     @property
     def num_outputs(self) -> int:

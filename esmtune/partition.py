@@ -1,7 +1,7 @@
 """Which rows are held out, and whether validation goes by folds."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,7 @@ def _facts(parted: Parted | None, folded: Folded | None) -> Mapping[str, Any]:
 def _warned(records: Sequence[Record], counts: Mapping[str, int], folds: int) -> list[str]:
     notices = []
     if not counts["valid"] and folds == 1:
-        notices.append("There are no validation rows: the weights after the last step are kept.")
+        notices.append("There are no validation rows: training keeps the weights after its last step.")
     if not counts["test"]:
         notices.append("There are no test rows: nothing says how good the predictor is on data it has not seen.")
     return notices
@@ -245,17 +245,27 @@ def dealt(data: Dataset, scheme: Scheme, folds: int) -> Dataset:
         return replace(data, held={})
 
 
+def seen_elsewhere(records: Iterable[Record]) -> set[str]:
+    """The sequences of records for calibration that training or the choice of weights sees too."""
+    records = list(records)
+    kept = {r.sequence for r in records if r.split == "calibration"}
+    return kept & {r.sequence for r in records if r.split in ("train", "valid")}
+
+
 def with_calibration(
     records: Sequence[Record], targets: Sequence[Target], reads: Mapping[str, Reads], config: TrainConfig, *, seed: int
 ) -> tuple[list[Record], int, int]:
     """Keep a part of the validation sequences from the choice of weights: they are for calibration.
 
     Returns the records, how many of them are for calibration now, and of how many. Where the data have such rows
-    already, or no target has intervals or sets (as several classes at once have none), none are drawn.
+    already, or no target has intervals or sets (as several classes at once have none), none are drawn. Nor are
+    sequences that are trained on too: their errors are smaller than those of new ones.
     """
     given = any(r.split == "calibration" for r in records)
     given = given or all(target.kind == "mlm" or reads[target.kind] == "names" for target in targets)
-    valid = list(dict.fromkeys(r.sequence for r in records if r.split == "valid" and r.is_labeled))
+    learned = {r.sequence for r in records if r.split == "train"}
+    known = [r.sequence for r in records if r.split == "valid" and r.is_labeled and r.sequence not in learned]
+    valid = list(dict.fromkeys(known))
     fraction = 0.5 if config.calibration_fraction is None else config.calibration_fraction
     number = min(round(len(valid) * fraction), len(valid) - 1)
     if given or number < 1 or (config.calibration_fraction is None and number < LEAST_HALF):

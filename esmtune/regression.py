@@ -177,6 +177,13 @@ class Regression(Task):
         found = None if self.distribution is None else self.distribution.quantiles(outputs.double())
         return None if found is None else found * self.spread + self.center
 
+    def refitted(self, labels: Sequence[Label]) -> "Regression":
+        """With the center and spread of other labels."""
+        if np.isnan(_values(labels)[0]).all():
+            return self
+        found = self.fit(labels, loss=self.loss_name)
+        return replace(self, center=found.center, spread=found.spread)
+
     def translated(self, outputs: Float[Tensor, "points outputs"], other: Task) -> Float[Tensor, "points outputs"]:
         """Outputs standardized otherwise, as after a ranking loss each member's are, in this task's own standard."""
         assert isinstance(other, Regression)

@@ -19,6 +19,7 @@ from esmtune.discrimination import Discrimination, confidence_of, curves_of
 from esmtune.labels import set_written, written
 from esmtune.members import Trained
 from esmtune.nearness import BIN_NAMES, Nearness, bin_of
+from esmtune.partition import seen_elsewhere
 from esmtune.records import Dataset, Label, Target, of_target
 from esmtune.scaling import Scaling, fit_scaling, scaled
 from esmtune.tasks import Task
@@ -97,11 +98,16 @@ def calibrated(
 
 
 def _held_out(trained: Trained, data: Dataset) -> tuple[np.ndarray, Float[Tensor, "members points outputs"]]:
-    """Which points are for calibration, and what is said of all points by those that did not see these."""
-    given = [r.split == "calibration" for r in data.of(None) for _ in r.labels]
-    if trained.by_fold and not any(given):
+    """Which points are for calibration, and what is said of all points by those that did not see these.
+
+    Rows for calibration that the data name are none where their sequence was trained on or chose the weights.
+    """
+    records = data.of(None)
+    if trained.by_fold and not any(r.split == "calibration" for r in records):
         drawn = [[r.split == "calibration" for r in m.data.of(None) for _ in r.labels] for m in trained.members]
         return np.array([any(found) for found in zip(*drawn, strict=True)]), trained.outputs[None]
+    seen = seen_elsewhere(records)
+    given = [r.split == "calibration" and r.sequence not in seen for r in records for _ in r.labels]
     return np.array(given), together(trained)
 
 

@@ -165,7 +165,8 @@ def _check(config: TrainConfig, trials: int | None, minutes: float | None, jobs:
 def _curated(data: Any, config: TrainConfig) -> tuple[Curated, int]:
     """The dataset without its test records, and the number of folds; 1 if the data say what is for validation.
 
-    It is split as train would split it, so that the rows left out are those that train takes for the test.
+    It is split as train would split it, so that the rows left out are those that train takes for the test, and those
+    it keeps to calibrate the winner.
     """
     curated = curate_training(data, config)
     dataset = curated.dataset
@@ -173,7 +174,7 @@ def _curated(data: Any, config: TrainConfig) -> tuple[Curated, int]:
         raise ValueError("search compares predictions with labels, but there are none.")
     records = tuple(r for r in dataset.records if r.split != "test" and r.is_labeled)
     if config.folds is None and not curated.says_valid:
-        records = tuple(replace(r, split="train") for r in records)
+        records = tuple(replace(r, split="train") for r in records if r.split != "calibration")
         folds = min(SEARCH_FOLDS, max(2, len({r.sequence for r in records}) // 2))  # of two sequences or more
     else:
         folds = curated.folds

@@ -14,10 +14,14 @@ SHOWN = 10
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFile:
-    """The part of each sequence, by its SHA-256, and of those in training the folds that hold it out."""
+    """The part of each sequence, by its SHA-256, and of those in training the folds that hold it out.
+
+    The rows of a sequence that is in several parts, as in data with a leak, are told apart by their ids.
+    """
 
     source: str
     parts: Mapping[str, Split]
+    parts_by_id: Mapping[tuple[str, str], Split]
     folds_of: Mapping[str, tuple[int, ...]]
 
     @property
@@ -27,7 +31,8 @@ class SplitFile:
 
     def split_of(self, record: Record) -> Split:
         """The part of a record."""
-        return self.parts[digest(record.sequence)]
+        own = digest(record.sequence)
+        return self.parts[own] if own in self.parts else self.parts_by_id[own, record.id]
 
     def held(self, record: Record) -> tuple[int, ...]:
         """The folds that hold a record out."""
@@ -39,7 +44,7 @@ class SplitFile:
         Raises:
             ValueError: listing those that are not.
         """
-        strangers = [r for r in records if digest(r.sequence) not in self.parts]
+        strangers = [r for r in records if not self._has(r)]
         if strangers:
             listed = "\n".join(f"  {r.where} ({r.id})" for r in strangers[:SHOWN])
             more = f"\n  … and {len(strangers) - SHOWN:,} more" if len(strangers) > SHOWN else ""
@@ -49,6 +54,10 @@ class SplitFile:
                 "Sequences are looked up as they are trained on. Split these data anew, or leave the rows out."
             )
         return records
+
+    def _has(self, record: Record) -> bool:
+        own = digest(record.sequence)
+        return own in self.parts or (own, record.id) in self.parts_by_id
 
 
 def digest(sequence: str) -> str:
@@ -81,7 +90,7 @@ def read_split(path: Path) -> SplitFile:
     """Read a split.csv.
 
     Raises:
-        ValueError: if it is none, or puts one sequence into two parts.
+        ValueError: if it is none, or puts one row into two parts.
     """
     try:
         frame = pl.read_csv(path, infer_schema=False)
@@ -93,13 +102,19 @@ def read_split(path: Path) -> SplitFile:
             f"{path} is no split of a run: it has no column {missing[0]!r}. RUN/split.csv has sequence_sha256 and "
             "split. A column of your own table goes by its name, --split COLUMN."
         )
+    ids = frame["id"] if "id" in frame.columns else [""] * frame.height
     parts: dict[str, Split] = {}
-    for name, split in frame.select("sequence_sha256", "split").iter_rows():
+    by_id: dict[tuple[str, str], Split] = {}
+    several: set[str] = set()
+    for own, name, split in zip(ids, frame["sequence_sha256"], frame["split"], strict=True):
         if split not in SPLITS:
             raise ValueError(f"{path}: the split is {split!r}; it can be train, valid, calibration or test.")
         if parts.setdefault(name, split) != split:
+            several.add(name)
+        if by_id.setdefault((name, own or ""), split) != split:
             raise ValueError(
-                f"{path} has the sequence {name[:12]}… in {parts[name]} and in {split}. Leave one of them."
+                f"{path} has one sequence with the id {own or ''!r} in {by_id[name, own or '']} and in {split}, which "
+                "are one row for it: give them ids of their own, here and in the table, or one split."
             )
     folds: dict[str, tuple[int, ...]] = {}
     if "fold" in frame.columns:
@@ -108,4 +123,7 @@ def read_split(path: Path) -> SplitFile:
             folds = {name: tuple(int(fold) for fold in cell.split(";")) for name, cell in rows}
         except (ValueError, AttributeError):
             raise ValueError(f"{path}: a training row has no fold. It has 0, 1, ... or several with ;.") from None
-    return SplitFile(source=str(path), parts=parts, folds_of=folds)
+    return SplitFile(
+        source=str(path), folds_of=folds, parts={name: split for name, split in parts.items() if name not in several},
+        parts_by_id={key: split for key, split in by_id.items() if key[0] in several},
+    )  # fmt: skip

@@ -239,6 +239,11 @@ class Multitask(Task):
         pairs = zip(self.parts(), other.tasks, strict=True)
         return torch.cat([part.translated(outputs[:, place], old) for (_, part, place), old in pairs], dim=1)
 
+    def refitted(self, labels: Sequence[Label]) -> "Multitask":
+        """All tasks with the statistics of other labels."""
+        pairs = zip(self.parts(), self._own(labels), strict=True)
+        return Multitask.of([(name, part.refitted(own)) for (name, part, _), own in pairs])
+
     def finished(self, outputs: Float[Tensor, "points outputs"], labels: Sequence[Label]) -> "Multitask":
         """All tasks finished."""
         pairs = zip(self.parts(), self._own(labels), strict=True)

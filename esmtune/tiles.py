@@ -10,7 +10,7 @@ CELLS = 2**20  # scores of a tile for each thread, 2 MiB in bfloat16; half to fo
 
 
 class _Tiled(torch.autograd.Function):
-    """softmax(q k) v, whose weights are computed again for the gradient, so that no scores are kept.
+    """softmax(scale q k) v, whose weights are computed again for the gradient, so that no scores are kept.
 
     The idea of computing again is flash attention's (Dao et al. 2022, https://doi.org/10.48550/arXiv.2205.14135).
     """
@@ -27,15 +27,15 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         q, k, v = ctx.saved_tensors
-        dy = gradients[0].contiguous()
+        dy, scale = gradients[0].contiguous(), q.shape[-1] ** -0.5
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for tile, scores, weights in _tiles(q):
             _weigh(q[tile], k[tile], scores, weights)
             torch.bmm(weights.mT, dy[tile], out=dv[tile])
             torch.bmm(dy[tile], v[tile].mT, out=scores)
             torch.ops.aten._softmax_backward_data.out(scores, weights, -1, scores.dtype, grad_input=scores)
-            torch.bmm(scores, k[tile], out=dq[tile])
-            torch.bmm(scores.mT, q[tile], out=dk[tile])
+            _scaled_product(scores, k[tile], scale, dq[tile])
+            _scaled_product(scores.mT, q[tile], scale, dk[tile])
         return dq, dk, dv
 
 
@@ -51,15 +51,19 @@ def tiled(
         AssertionError: if something is to be hidden, which it cannot do.
     """
     assert visible is None
-    flat = ((q * q.shape[-1] ** -0.5).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
-    y = _Tiled.apply(*(x.contiguous() for x in flat))
+    y = _Tiled.apply(*(x.contiguous().flatten(0, 1) for x in (q, k, v)))
     assert isinstance(y, Tensor)
     return y.view(q.shape)
 
 
 def _weigh(q: Tensor, k: Tensor, scores: Tensor, weights: Tensor) -> None:
-    torch.bmm(q, k.mT, out=scores)
+    _scaled_product(q, k.mT, q.shape[-1] ** -0.5, scores)
     torch.softmax(scores, -1, out=weights)
+
+
+def _scaled_product(a: Tensor, b: Tensor, scale: float, into: Tensor) -> None:
+    """A scale inside of the product costs no pass over its result, and no rounding."""
+    torch.baddbmm(into, a, b, beta=0, alpha=scale, out=into)
 
 
 def _tiles(q: Float[Tensor, "rows length k"]) -> Any:

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from esmtune.events import counted_as
 from esmtune.records import Split
 
 FEW = 0.3  # of the positions: variants differ from their wild type in less
@@ -151,8 +152,8 @@ def most_mutated(
     if most is None:
         if len(levels) < 2 or levels[:-1] == [0]:
             raise ValueError(
-                f"all variants have {levels[-1]} mutations from the wild type: nothing is to be learned from few for "
-                "many. Take another method, such as position."
+                f"all variants have {counted_as(levels[-1], 'mutation')} from the wild type: nothing is to be "
+                "learned from few for many. Take another method, such as position."
             )
         beyond = {level: sum(n for count, n in rows.items() if count > level) for level in levels[:-1] if level > 0}
         most = min(beyond, key=lambda level: abs(beyond[level] - share * total))

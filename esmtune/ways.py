@@ -48,7 +48,7 @@ def runs(
         if dtype != k.dtype:
             qkv[1] = qkv[1] - qkv[1].detach().mean(-2, keepdim=True)
         taken = kernel if length in of and (mask is None or kernel != "tiled") else "fused"
-        y = KERNELS[taken](*(y.to(dtype) for y in qkv), visible=mask)
+        y = KERNELS[taken](*(y.to(dtype, memory_format=torch.contiguous_format) for y in qkv), visible=mask)
         blocks.append(rearrange(y, "n heads length k -> (n length) heads k"))
     return torch.cat(blocks)
 

@@ -107,7 +107,7 @@ def test_a_real_gain_is_more_than_chance_and_none_is_not():
     assert gained["baseline"] == "one-hot ridge"
     assert 0 < gained["low"] < gained["difference"] < gained["high"]
     assert gained["text"].startswith("On 200 test proteins Spearman is .")
-    assert gained["text"].endswith("above the best baseline, one-hot ridge: more than chance.")
+    assert gained["text"].endswith("the best baseline, chosen on the same rows, one-hot ridge: more than chance.")
     equal = comparison([side(good, same, labels)], "spearman")["gain"]["test"]
     assert (equal["difference"], equal["low"], equal["high"]) == (0, 0, 0)
     assert "no more than chance" in equal["text"]

@@ -153,3 +153,29 @@ def test_weights_are_chosen_in_the_direction_of_the_metric_also_of_one_of_severa
     entries = [{"valid": {metric: value}} for value in (0.2, 0.7)]
     best = entries[1] if better(entries[1], entries[0], metric) else entries[0]
     assert best["valid"][metric] == wins
+
+
+def test_no_fold_knows_the_statistics_of_what_it_holds_out(tiny):
+    """Center and spread of its labels are those of the others, and the mean as a baseline is theirs too."""
+    rows = [(sequence, 1000.0 if number == 4 else float(number)) for number, sequence in enumerate(TEN)]
+    run = train(tiny, rows, folds=5, epochs=1, test_fraction=0, calibration_fraction=0.0)
+    frame = run.predictions
+    for number, member in enumerate(run.predictor.members):
+        learned = frame.filter(pl.col("fold") != number)["label"]
+        assert member.task.center == pytest.approx(learned.mean())
+        assert member.task.spread == pytest.approx(learned.std(ddof=0))
+    means = [frame.filter(pl.col("fold") != fold)["label"].mean() for fold in frame["fold"]]
+    by_hand = (frame["label"] - pl.Series(means)).abs().mean()
+    assert run.metrics["baselines"]["valid"]["mean"]["mae"] == pytest.approx(by_hand)
+
+
+def test_a_fold_without_a_class_predicts_among_all(tiny):
+    """What a member has never seen is a class all the same, with a share of 0."""
+    names = ["a", "a", "a", "a", "b", "b", "b", "b", "c", "c"]
+    run = train(
+        tiny, list(zip(TEN, names, strict=True)), folds=10, epochs=1, test_fraction=0, task="multiclass",
+        calibration_fraction=0.0,
+    )  # fmt: skip
+    assert {member.task.classes for member in run.predictor.members} == {("a", "b", "c")}
+    assert all(sum(member.task.shares) == pytest.approx(1) for member in run.predictor.members)
+    assert {member.task.shares[2] for member in run.predictor.members} == {2 / 9, 1 / 9}

@@ -178,3 +178,18 @@ def test_a_power_law_is_found_again_and_noise_is_no_gain():
     assert 0 < found["low"] < found["gain"] < found["high"] < 0.2
     flat = [point(0.1, 30, 0.50), point(0.2, 60, 0.49), point(0.5, 150, 0.50), point(1.0, 300, 0.505)]
     assert more_labels(flat, "spearman")["gain"] is None
+    # As frozen runs on IF1: a step that no power law makes is no noise.
+    step = [point(0.1, 30, 0.378), point(0.2, 60, 0.381), point(0.5, 150, 0.594), point(1.0, 300, 0.625)]
+    assert "alike" not in more_labels(step, "spearman")["text"]
+    assert "alike" in more_labels(flat, "spearman")["text"]
+
+
+def test_a_search_leaves_out_what_calibrates_the_winner():
+    from esmtune.curation import curate_training
+    from esmtune.searching import _curated
+
+    frame = proteins(400)
+    config = TrainConfig()
+    kept = {r.sequence for r in curate_training(frame, config).dataset.records if r.split == "calibration"}
+    assert kept
+    assert not kept & {r.sequence for r in _curated(frame, config)[0].dataset.records}

@@ -6,6 +6,7 @@ import random
 import subprocess
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,30 @@ def test_a_missed_relative_is_found_again_and_mended(monkeypatch):
     monkeypatch.setattr(families, "related", lambda sequences, **options: nothing)
     frame = esmtune.split(FAMILIES, method="identity")
     assert crossing(frame["sequence"].to_list(), frame["split"].to_list()) == []
+
+
+@pytest.mark.parametrize(("most", "said"), [(12, "no pair crosses"), (3, "still cross, such as")])
+def test_what_each_search_finds_is_mended_for_more_than_three_rounds(monkeypatch, most, said):
+    """Where a search takes seconds; here each of four finds families that are held out to be related to training."""
+    from esmtune import families
+
+    real, rounds = families._check, []
+
+    def found(sequences, parts, queries, threshold, scheme):
+        checked = real(sequences, parts, queries, threshold, scheme)
+        rounds.append(len(checked.pairs.first))
+        if len(rounds) > 4:
+            return checked
+        held = np.flatnonzero(queries)[:: len(np.flatnonzero(queries)) // 3]
+        learned = np.flatnonzero(parts == 0)[len(rounds) :][: len(held)]
+        return replace(checked, pairs=identity.Pairs(first=held, second=learned, identity=np.ones(len(held))))
+
+    monkeypatch.setattr(families, "_check", found)
+    monkeypatch.setattr(families, "MORE_ROUNDS", most)
+    notices = []
+    esmtune.split(FAMILIES, method="identity", watch=lambda event: notices.append(event.text))
+    assert len(rounds) == min(5, most)
+    assert any(said in text for text in notices)
 
 
 def test_short_peptides_are_related_too():
@@ -419,6 +444,26 @@ def test_a_split_is_used_again(family_run, shell):
     assert "does not say where 1 of" in answer.err
     assert "(new)" in answer.err
     assert not (folder / "no").exists()
+
+
+def test_a_split_with_a_leak_is_used_again(tiny, tmp_path):
+    """Rows of one sequence in several parts are told apart by their ids."""
+    rows = [(f"r{n}", f"MKTV{letter * (n + 2)}", float(n)) for n, letter in enumerate("ACDEFGHIKLNPQRSY")]
+    frame = pl.DataFrame(rows, schema=["id", "sequence", "label"], orient="row")
+    frame = frame.with_columns(pl.Series("split", ["train"] * 8 + ["valid"] * 4 + ["test"] * 4))
+    leak = frame.head(1).with_columns(pl.lit("twin").alias("id"), pl.lit("valid").alias("split"))
+    both = pl.concat([frame, leak])
+    options = {"encoder": str(tiny), "epochs": 1, "tuning": "frozen", "report": False, "id": "id"}
+    esmtune.train(both, out=tmp_path / "run", **options)
+    file = tmp_path / "run" / "split.csv"
+    esmtune.train(both.drop("split"), out=tmp_path / "again", split=str(file), **options)
+    assert (tmp_path / "again" / "split.csv").read_bytes() == file.read_bytes()
+    both.drop("split").write_csv(tmp_path / "both.csv")
+    found = esmtune.evaluate(tmp_path / "run", tmp_path / "both.csv", split=str(file), subset="valid")
+    assert found["records"] == 5
+    file.write_text(file.read_text().replace("twin,", "r0,"))
+    with pytest.raises(ValueError, match=r"one sequence with the id 'r0' in train and in valid, .* ids of their own"):
+        esmtune.train(both.drop("split"), split=str(file), **options)
 
 
 def test_folds_are_used_again(family_run):

@@ -291,6 +291,29 @@ def test_half_of_the_validation_sequences_choose_no_weights_where_there_are_enou
         splits(40, calibration_fraction=1.0)
 
 
+def test_what_was_trained_on_does_not_calibrate(tiny):
+    """Errors of such rows are smaller than those of new ones, and intervals from them would be too narrow."""
+    sequences, labels = proteins(120)
+    frame = pl.DataFrame({"sequence": sequences, "label": labels, "split": ["train"] * 80 + ["valid"] * 40})
+    again = frame.head(30).with_columns(pl.lit("valid").alias("split"))
+    records = curate_training(pl.concat([frame, again]), configured({})).dataset.records
+    learned = {r.sequence for r in records if r.split == "train"}
+    kept = [r for r in records if r.split == "calibration"]
+    assert len(kept) == 20
+    assert not learned & {r.sequence for r in kept}
+
+    given = again.with_columns(pl.lit("calibration").alias("split"))
+    said = []
+    options = {"encoder": str(tiny), "max_steps": 4, "watch": said.append}
+    run = esmtune.train(pl.concat([table(), given]), **options)
+    assert run.metrics["calibration"]["records"] == 60
+    assert any("LEAK: 30 of 90 calibration rows" in getattr(event, "text", "") for event in said)
+    only = pl.concat([table().filter(pl.col("split") != "calibration"), given])
+    run = esmtune.train(only, **options)
+    assert "calibration" not in run.metrics
+    assert any("no intervals and no sets" in getattr(event, "text", "") for event in said)
+
+
 def test_folds_pool_the_scores_of_those_that_had_not_seen_a_record(tiny):
     frame = table().filter(pl.col("split").is_in(["train", "test"]))
     run = esmtune.train(frame, encoder=str(tiny), max_steps=4, folds=3, calibration_fraction=0.5)
