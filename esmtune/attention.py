@@ -13,16 +13,16 @@ from torch import Tensor
 from esmtune.spans import Spans, sent
 from esmtune.ways import WAYS, runs
 
-# Kernels that are faster than PyTorch's fused one on a processor, by its units, dtype and direction; from and up to how
-# many tokens. With AVX512-BF16 tiles take .13 to .91 of its time with the backward pass, and from about 60 tokens .5 to
-# 1.0 forward (heads of 64 to 16), at every length that was measured: benchmarks/results/attention-bfloat16.json. With
-# AMX plain products were measured on another machine, not in benchmarks/: forward and backward on two cores, length 317
-# 6.2 ms against 13.4 (heads of 16) and 8.2 against 16.2 (heads of 64), length 1,000 123 against 79; lines through these
-# in logarithms cross at 640. In float32 nothing was faster: benchmarks/results/attention-float32.json.
+# Kernels that are faster than PyTorch's fused one on a processor, by its units, dtype and direction, up to how many
+# tokens. With AVX512-BF16 tiles take .13 to .91 of its time with the backward pass, at every length that was measured:
+# benchmarks/results/attention-bfloat16.json. Forward they would take .5 to 1.0 of it, but scores that are rounded put
+# single residues of an embedding off by twice as much (docs/LOG.md). With AMX plain products were measured on another
+# machine, not in benchmarks/: forward and backward on two cores, length 317 6.2 ms against 13.4 (heads of 16) and 8.2
+# against 16.2 (heads of 64), length 1,000 123 against 79; lines through these in logarithms cross at 640. In float32
+# nothing was faster: benchmarks/results/attention-float32.json.
 FASTER = {
-    ("amx", torch.bfloat16, "backward"): ("products", 1, 512),
-    ("avx512_bf16", torch.bfloat16, "backward"): ("tiled", 1, 2048),
-    ("avx512_bf16", torch.bfloat16, "forward"): ("tiled", 64, 2048),
+    ("amx", torch.bfloat16, "backward"): ("products", 512),
+    ("avx512_bf16", torch.bfloat16, "backward"): ("tiled", 2048),
 }
 
 # On any other device the first of these that is to be had there and computes right numbers (`passes`). The order on
@@ -56,8 +56,8 @@ def attend(
     name = _only.get()
     if name is None and device == "cpu":
         direction = "backward" if q.requires_grad or k.requires_grad or v.requires_grad else "forward"
-        kernel, start, end = FASTER.get((_units(), dtype, direction), ("fused", 0, 0))
-        return runs(q, k, v, spans, kernel=kernel, of=range(start, end + 1), dtype=dtype)
+        kernel, end = FASTER.get((_units(), dtype, direction), ("fused", 0))
+        return runs(q, k, v, spans, kernel=kernel, of=range(end + 1), dtype=dtype)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     name = name or choose(q.device, dtype, q.shape[2], hides=spans.visible is not None)
     return WAYS[name].compute(q, k, v, spans)

@@ -132,7 +132,8 @@ def _run_of(
     before = calibration_errors(trained, data) if config.scaling != "none" else {}
     trained, scalings, used = mended(trained, data, config.scaling, config.seed)
     trained.predictor.scalings = scalings
-    near = nearness_in(data.of(None), wild_type=config.wild_type, coverage=config.coverage)
+    folds = [member.data.of(None) for member in trained.members] if trained.by_fold else ()
+    near = nearness_in(data.of(None), wild_type=config.wild_type, coverage=config.coverage, folds=folds)
     trained.predictor.calibration = calibrated(trained, data, config.seed, used, near)
     metrics = metrics_of(trained, curated, config, near, watch)  # which may say something
     return Run(

@@ -3,14 +3,14 @@
 import gzip
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from esmtune.identity import COVERAGE, NoMMseqsError, nearest
-from esmtune.records import Record
+from esmtune.records import UNFITTED, Record
 from esmtune.variants import Variants, nearest_variants, variants_of
 
 BINS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -28,6 +28,15 @@ class Nearness:
 
     identity: np.ndarray  # [records], 0 where no training sequence is related; NaN for training records
     mutations: np.ndarray | None  # [records]
+
+    def filled(self, other: "Nearness", held: np.ndarray) -> "Nearness":
+        """The same, and for the records that are held what another says of them."""
+        if self.mutations is None or other.mutations is None:
+            return replace(self, identity=np.where(held, other.identity, self.identity), mutations=None)
+        return Nearness(
+            identity=np.where(held, other.identity, self.identity),
+            mutations=np.where(held, other.mutations, self.mutations),
+        )
 
     def by_identity(self, chosen: np.ndarray, scores: Scorer) -> list[dict[str, Any]]:
         """The scores of the chosen records in bins of identity; the last bin has its end too."""
@@ -114,12 +123,28 @@ def read_training(run: Path) -> list[str]:
     return [line for line in lines if not line.startswith(">")]
 
 
-def nearness_in(records: Sequence[Record], *, wild_type: str | None, coverage: float) -> Nearness | None:
-    """How near the held-out records of a run are to its training records; NaN for the latter."""
-    held = [r.split != "train" for r in records]
+def nearness_in(
+    records: Sequence[Record], *, wild_type: str | None, coverage: float, folds: Sequence[Sequence[Record]] = ()
+) -> Nearness | None:
+    """How near the held-out records of a run are to its training records; NaN for the latter.
+
+    `folds` are the same records as each of several members sees them: a training record that one of them holds out is
+    as near as it is to what that one learns from.
+    """
+    found = _near(records, [r.split != "train" for r in records], wild_type, coverage)
+    for own in reversed(folds):  # of a record that several hold out, as the first has it
+        held = [old.split == "train" and new.split in UNFITTED for old, new in zip(records, own, strict=True)]
+        more = _near(own, held, wild_type, coverage)
+        found = more if found is None else found if more is None else found.filled(more, np.array(held))
+    return found
+
+
+def _near(records: Sequence[Record], held: Sequence[bool], wild_type: str | None, coverage: float) -> Nearness | None:
+    """How near some records are to those of training; NaN, or -1 mutations, for all others."""
     found = nearness_of(
         [r.sequence for r in records if r.split == "train"],
-        [r.sequence for r, out in zip(records, held, strict=True) if out], wild_type=wild_type, coverage=coverage,
+        [r.sequence for r, is_held in zip(records, held, strict=True) if is_held], wild_type=wild_type,
+        coverage=coverage,
     )  # fmt: skip
     if found is None:
         return None

@@ -232,7 +232,7 @@ def check_level(
         if conditional and part.reads != "name" and any(not s.group for s in found.strata):
             raise ValueError(
                 f"{found.target!r} was calibrated on records of which nobody knew how near they are to those of "
-                "training, as it is with folds or fewer than 20 training sequences: leave out --conditional."
+                "training, as it is with fewer than 20 training sequences: leave out --conditional."
             )
         found.check(level, conditional=conditional)
         if conditional and part.reads != "name":

@@ -263,9 +263,8 @@ def test_on_a_processor_the_table_decides(monkeypatch, units):
             ways.KERNELS, name, lambda *qkv, name=name, made=made, visible: taken.append(name) or made(*qkv, visible)
         )
     for dtype, direction in [(d, way) for d in (torch.bfloat16, torch.float32) for way in ("backward", "forward")]:
-        kernel, start, end = attention.FASTER.get((units, dtype, direction), ("fused", 7, 8))
-        lengths = (start - 1, start, end, end + 1) if start > 1 else (end, end + 1)
-        expected = [kernel if start <= length <= end else "fused" for length in lengths]
+        kernel, end = attention.FASTER.get((units, dtype, direction), ("fused", 7))
+        lengths, expected = (end, end + 1), [kernel, "fused"]
         q, k, v, _ = drawn(lengths, heads=1, size=4, dtype=dtype)
         spans = Spans(lengths, CPU)
         taken.clear()
@@ -282,7 +281,7 @@ def test_on_a_processor_the_table_decides(monkeypatch, units):
 
 def test_tiles_are_left_where_something_is_hidden(monkeypatch):
     """Which they cannot do."""
-    monkeypatch.setitem(attention.FASTER, ("", torch.float32, "forward"), ("tiled", 1, 100))
+    monkeypatch.setitem(attention.FASTER, ("", torch.float32, "forward"), ("tiled", 100))
     monkeypatch.setattr(attention, "_units", lambda: "")
     q, k, v, _ = drawn(dtype=torch.float32)
     visible = torch.ones(sum(LENGTHS), dtype=torch.bool)

@@ -40,9 +40,11 @@ def test_embeddings_are_transformers_hidden_states(tiny, states, pool, layers, b
         assert len(vectors) == (len(sequence) if pool == "residue" else len(layers) if len(layers) > 1 else 32)
 
 
+@pytest.mark.parametrize("units", ["", "avx512_bf16"])
 @pytest.mark.parametrize("pool", ["mean", "cls", "residue"])
-def test_half_precision_in_and_out(real_weights, pool):
-    full = esmtune.embed(real_weights, list(TEN), pool=pool).vectors
+def test_half_precision_in_and_out(real_weights, pool, units, monkeypatch):
+    monkeypatch.setattr("esmtune.attention._units", lambda: units)  # whatever this processor has
+    full = esmtune.embed(real_weights, list(TEN), pool=pool, precision="float32").vectors
     half = esmtune.embed(real_weights, list(TEN), pool=pool, precision="bfloat16", dtype="float16").vectors
     assert half.dtype == np.float16
     assert not np.array_equal(half, full.astype(np.float16))  # computed in bfloat16, not only written short

@@ -240,6 +240,26 @@ def test_numbers_have_intervals_by_how_near_they_are_to_training(tiny, shell, tm
     assert row["distance"]
 
 
+def test_folds_have_bins_of_identity_too(tiny):
+    """Of each record by how near it is to what the member that holds it out learned from."""
+    order = random.Random(0)
+    sequences, labels = proteins(60)
+    sequences += [s[:-1] + order.choice(AMINO_ACIDS.replace(s[-1], "")) for s in sequences[:30]]  # a twin each
+    frame = pl.DataFrame({"sequence": sequences, "label": labels + labels[:30]})
+    run = esmtune.train(
+        frame, encoder=str(tiny), max_steps=2, folds=3, test_fraction=0, split="random", calibration_fraction=0.9,
+    )  # fmt: skip
+    rows = run.predictions
+    fold_of = dict(zip(sequences, rows["fold"], strict=True))
+    for sequence, fold, near in zip(sequences, rows["fold"], rows["identity"], strict=True):
+        others = [s for s in sequences if fold_of[s] != fold and len(s) == len(sequence)]
+        same = [sum(a == b for a, b in zip(sequence, s, strict=True)) / len(s) for s in others]
+        assert (near > 0.85) == (max(same, default=0) > 0.85)  # the twin counts where it is in another fold
+    assert {stratum.group for stratum in run.predictor.calibration[0].strata} > {"0 to 0.3"}
+    found = esmtune.predict(run, [("MKTVRQERLK")], interval=0.5, conditional=True)
+    assert found["lower"].null_count() == 0
+
+
 def test_sets_of_classes_with_semicolons_in_their_names_can_be_read(tiny):
     frame = table("classes").with_columns(pl.col("label").replace({"low": "low;lower", "middle": "low"}))
     run = esmtune.train(frame, encoder=str(tiny), task="multiclass", max_steps=2)
