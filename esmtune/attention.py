@@ -181,4 +181,4 @@ def rotate(
 ) -> Float[Tensor, "tokens heads k"]:
     """Turn each pair of channels (i, i + k/2) by its angle."""
     left, right = x.chunk(2, dim=-1)
-    return torch.cat((torch.addcmul(left * cos, right, sin, value=-1), torch.addcmul(right * cos, left, sin)), dim=-1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)

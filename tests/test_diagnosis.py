@@ -128,7 +128,7 @@ def test_the_shell_says_it_and_ends_with_one_where_what_is_used_is_wrong(monkeyp
     assert "Used unless asked otherwise: cpu in float32, which passes." in good.out
     assert "not available: on cuda only" in good.out
     assert "auto: runs" in good.out
-    monkeypatch.setattr(ways, "fused", lambda q, k, v, visible=None: v + 0 * (q + k))
+    monkeypatch.setitem(ways.KERNELS, "fused", lambda q, k, v, visible=None: v + 0 * (q + k))
     bad = shell("doctor", "--accelerator", "cpu")
     assert bad.code == 1
     assert "cpu in float32, which would be used, computes wrong numbers" in bad.err
