@@ -1,7 +1,7 @@
 """Which rows are held out, and whether validation goes by folds."""
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -245,9 +245,8 @@ def dealt(data: Dataset, scheme: Scheme, folds: int) -> Dataset:
         return replace(data, held={})
 
 
-def seen_elsewhere(records: Iterable[Record]) -> set[str]:
+def seen_elsewhere(records: Sequence[Record]) -> set[str]:
     """The sequences of records for calibration that training or the choice of weights sees too."""
-    records = list(records)
     kept = {r.sequence for r in records if r.split == "calibration"}
     return kept & {r.sequence for r in records if r.split in ("train", "valid")}
 

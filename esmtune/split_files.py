@@ -31,8 +31,9 @@ class SplitFile:
 
     def split_of(self, record: Record) -> Split:
         """The part of a record."""
-        own = digest(record.sequence)
-        return self.parts[own] if own in self.parts else self.parts_by_id[own, record.id]
+        part = self._part(record)
+        assert part is not None, "checked says which are there"
+        return part
 
     def held(self, record: Record) -> tuple[int, ...]:
         """The folds that hold a record out."""
@@ -44,7 +45,7 @@ class SplitFile:
         Raises:
             ValueError: listing those that are not.
         """
-        strangers = [r for r in records if not self._has(r)]
+        strangers = [r for r in records if self._part(r) is None]
         if strangers:
             listed = "\n".join(f"  {r.where} ({r.id})" for r in strangers[:SHOWN])
             more = f"\n  … and {len(strangers) - SHOWN:,} more" if len(strangers) > SHOWN else ""
@@ -55,9 +56,9 @@ class SplitFile:
             )
         return records
 
-    def _has(self, record: Record) -> bool:
+    def _part(self, record: Record) -> Split | None:
         own = digest(record.sequence)
-        return own in self.parts or (own, record.id) in self.parts_by_id
+        return self.parts.get(own) or self.parts_by_id.get((own, record.id))
 
 
 def digest(sequence: str) -> str:

@@ -1,5 +1,6 @@
 """Attention by tiles that stay in a processor's cache: a few heads at a time, forward and backward."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def _scaled_product(a: Tensor, b: Tensor, scale: float, into: Tensor) -> None:
     torch.baddbmm(into, a, b, beta=0, alpha=scale, out=into)
 
 
-def _tiles(q: Float[Tensor, "rows length k"]) -> Any:
+def _tiles(q: Float[Tensor, "rows length k"]) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Slices of rows, each with two buffers of its scores' shape, which are used again by the next."""
     rows, length, _ = q.shape
     size = max(1, CELLS * torch.get_num_threads() // length**2)
