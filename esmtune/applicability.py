@@ -22,6 +22,7 @@ from esmtune.pooling import Pooled, segment_mean
 
 MOST_BYTES = 4 << 20  # of all vectors that are kept together, in float16
 NEIGHBORS = 5
+ROWS_AT_ONCE = 256  # in float64
 REFERENCES = "references.safetensors"
 
 
@@ -125,13 +126,17 @@ def load_references(folder: Path) -> References | None:
 def _nearest(
     x: Float[Tensor, "sequences dim"], references: Float[Tensor, "references dim"], *, own: bool
 ) -> Float[Tensor, "sequences"]:
-    """The mean distance from the nearest references; with `own`, from all but itself."""
+    """The mean distance from the nearest references; with `own`, from all but itself.
+
+    By products in float64, which hold sums of products of float16 all but exactly: a tenth of the time of differences.
+    """
     count = min(NEIGHBORS, len(references) - own)
+    others = references.double()
+    squares = others.square().sum(1)
     found = [
-        torch.cdist(part, references.float(), compute_mode="donot_use_mm_for_euclid_dist")
-        for part in x.float().split(256)
+        part.square().sum(1, keepdim=True) + squares - 2 * part @ others.T for part in x.double().split(ROWS_AT_ONCE)
     ]
-    distances = torch.cat([torch.empty(0, len(references)), *found])
+    distances = torch.cat([torch.empty(0, len(references)), *found]).clamp(min=0).sqrt().float()
     if own:
         distances.fill_diagonal_(math.inf)
     return distances.topk(count, largest=False).values.mean(1)

@@ -210,9 +210,8 @@ def usual_layers(encoder: ESM2, level: Level) -> tuple[int, ...]:
     >>> usual_layers(ESM2(ESM2Config(num_layers=2, embed_dim=16, num_heads=2)), "sequence")
     (0, 1, 2)
     """
-    last, count = encoder.config.num_layers, 1 if level == "residue" else LAYERS
-    count = max(1, min(count, last + 1, WIDEST // encoder.config.embed_dim))
-    return tuple(last - round(last * place / max(1, count - 1)) for place in reversed(range(count)))
+    count = 1 if level == "residue" else LAYERS
+    return encoder.layers_across(max(1, min(count, WIDEST // encoder.config.embed_dim)))
 
 
 def not_kept(sequence: str) -> None:

@@ -219,8 +219,7 @@ def _layers(config: TrainConfig, data: Dataset, spec: Mapping[str, Any], encoder
     if text is None:
         with torch.device("meta"):  # it draws no numbers, so that a run with layers written down draws the same
             sees_residues = head.build(spec, 2, 1).sees_residues
-        count = 1 if sees_residues else min(LAYERS, last + 1)
-        return tuple(last - round(last * place / max(1, count - 1)) for place in reversed(range(count)))
+        return encoder.layers_across(1 if sees_residues else LAYERS)
     if text.strip() == "all":
         return tuple(range(last + 1))
     try:

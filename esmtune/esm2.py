@@ -172,6 +172,16 @@ class ESM2(nn.Module):
             )
         return layer % (last + 1)
 
+    def layers_across(self, count: int) -> tuple[int, ...]:
+        """So many layers, or all if there are fewer, evenly from the embeddings to the last; of one the last.
+
+        >>> ESM2(ESM2Config(num_layers=4, embed_dim=16, num_heads=2)).layers_across(3)
+        (0, 2, 4)
+        """
+        last = len(self.layers)
+        count = min(count, last + 1)
+        return tuple(last - round(last * place / max(1, count - 1)) for place in reversed(range(count)))
+
     def logits(self, tokens: Tokens) -> Float[Tensor, "residues symbols"]:
         """What the language model expects at each residue, over the 33 symbols.
 

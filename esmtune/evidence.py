@@ -11,6 +11,7 @@ from esmtune.charts import Line, agreement_chart, bar_chart, letters_chart, line
 from esmtune.events import counted_as
 from esmtune.judgements import kind_of_rows
 from esmtune.labels import set_read
+from esmtune.nearness import IDENTITY_BINS
 from esmtune.outcomes import Outcome
 from esmtune.pages import Part, Rows, Section, Text, plain
 from esmtune.phrases import number, share
@@ -19,7 +20,7 @@ from esmtune.points import Points
 WORST = 20
 EXAMPLES = 3  # proteins of a task per residue
 BINS = 5
-IDENTITY_BINS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)
+
 LONG = 16  # letters of a name, that bars which stand have no room for
 MOST_NAMES = 15  # classes in a chart of errors
 

@@ -13,8 +13,8 @@ from esmtune.identity import COVERAGE, NoMMseqsError, nearest
 from esmtune.records import UNFITTED, Record
 from esmtune.variants import Variants, nearest_variants, variants_of
 
-BINS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)
-BIN_NAMES = tuple(f"{low:g} to {high:g}" for low, high in itertools.pairwise(BINS))
+IDENTITY_BINS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)
+BIN_NAMES = tuple(f"{low:g} to {high:g}" for low, high in itertools.pairwise(IDENTITY_BINS))
 LOOKED_AT = 20  # training sequences: with less there is no telling near from far
 MANY_MUTATIONS = 10  # from here on all are one bin
 TRAINING = "training.fasta.gz"
@@ -41,8 +41,8 @@ class Nearness:
     def by_identity(self, chosen: np.ndarray, scores: Scorer) -> list[dict[str, Any]]:
         """The scores of the chosen records in bins of identity; the last bin has its end too."""
         bins = []
-        for low, high in itertools.pairwise(BINS):
-            within = chosen & (self.identity >= low) & ((self.identity < high) | (high == BINS[-1]))
+        for low, high in itertools.pairwise(IDENTITY_BINS):
+            within = chosen & (self.identity >= low) & ((self.identity < high) | (high == IDENTITY_BINS[-1]))
             if within.any():
                 bins.append({"from": low, "to": high, "records": int(within.sum()), "scores": dict(scores(within))})
         return bins
@@ -104,7 +104,7 @@ def bin_of(identity: float) -> str:
     """
     if np.isnan(identity):
         return ""
-    place = int(np.searchsorted(BINS[1:-1], identity, side="right"))
+    place = int(np.searchsorted(IDENTITY_BINS[1:-1], identity, side="right"))
     return BIN_NAMES[place]
 
 

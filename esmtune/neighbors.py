@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from esmtune.variants import equal_residues
+
 CHUNK = 1 << 24  # cells that are looked at together
 CANDIDATES = 10  # whose identity is computed, of those that share most words
 WORK = 5e8  # pairs of shared words that are counted at most
@@ -33,27 +35,13 @@ def nearest(
 def _by_position(
     sequences: Sequence[str], known: Sequence[str]
 ) -> tuple[list[Int[np.ndarray, "_"]], Float[np.ndarray, "sequences"]]:
-    size = len(known[0])
-    asked, there = (
-        np.frombuffer("".join(rows).encode("latin-1"), np.uint8).reshape(-1, size) for rows in (sequences, known)
-    )
-    varying = (asked != asked[0]).any(0) | (there != asked[0]).any(0)
-    symbols = np.unique(np.concatenate((asked[:, varying].ravel(), there[:, varying].ravel())))
-    place = np.zeros(256, np.int64)
-    place[symbols] = np.arange(len(symbols))
-    ones = np.eye(len(symbols), dtype=np.float32)
-    flat = ones[place[there[:, varying]]].reshape(len(there), -1)
-    same = size - int(varying.sum())
     found: list[Int[np.ndarray, "_"]] = []
-    identity = np.empty(len(asked))
-    step = max(1, CHUNK // max(len(there), flat.shape[1], 1))
-    for start in range(0, len(asked), step):
-        rows = ones[place[asked[start : start + step, varying]]].reshape(-1, flat.shape[1])
-        equal = rows @ flat.T
+    identity: list[Float[np.ndarray, "_"]] = []
+    for equal in equal_residues(sequences, known):
         most = equal.max(1)
-        identity[start : start + step] = (most + same) / size
+        identity.append(most / np.float64(len(known[0])))
         found += [np.flatnonzero(row == top) for row, top in zip(equal, most, strict=True)]
-    return found, identity
+    return found, np.concatenate(identity)
 
 
 def _by_words(

@@ -66,7 +66,7 @@ class Plan:
     stages: tuple[Stage, ...]  # none where a step would not fit
     tokens_per_batch: int
     checkpoint_activations: bool
-    peak: int  # bytes, of the whole process
+    peak: int  # bytes: of the whole process, or on a GPU
     room: int  # bytes
     fits: bool
     command: str  # that trains so
@@ -100,7 +100,8 @@ def plan(
         check_out(Path(out), overwrite=overwrite, kind="scores")
     curated = curate_training(data, config)
     dataset = curated.dataset
-    held = psutil.Process().memory_info().rss
+    on_gpu = choose_device(config.accelerator) == "cuda"  # which holds nothing of this process yet
+    held = 0 if on_gpu else psutil.Process().memory_info().rss
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         origin = find_origin(config, dataset, watch)

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from esmtune.events import counted_as
 from esmtune.records import Split
 
+CELLS = 1 << 24  # of a matrix, at once
 FEW = 0.3  # of the positions: variants differ from their wild type in less
 
 
@@ -172,17 +173,26 @@ def nearest_variants(queries: Sequence[str], targets: Sequence[str]) -> Float[np
     >>> nearest_variants(["MKTV", "GGGG"], ["MKTA", "MATA"]).tolist()
     [0.75, 0.0]
     """
+    targets = list(dict.fromkeys(targets))
+    best = [counts.max(axis=1) for counts in equal_residues(queries, targets)]
+    return np.concatenate([np.empty(0, np.float32), *best]).astype(np.float64) / len(targets[0])
+
+
+def equal_residues(queries: Sequence[str], targets: Sequence[str]) -> Iterator[Float[np.ndarray, "rows targets"]]:
+    """At how many positions each query has the residue of each target, all of one length, for some queries at a time.
+
+    >>> [counts.tolist() for counts in equal_residues(["MKTV", "GGGG"], ["MKTA", "MATA"])]
+    [[[3.0, 2.0], [0.0, 0.0]]]
+    """
     ours, theirs = _letters(queries), _letters(targets)
-    varies = ((ours != theirs[0]).any(axis=0)) | ((theirs != theirs[0]).any(axis=0))
-    same, length = int((~varies).sum()), ours.shape[1]
-    if not varies.any():
-        return np.ones(len(queries))
-    ours, theirs = ours[:, varies], np.unique(theirs[:, varies], axis=0)
+    varies = (ours != theirs[0]).any(axis=0) | (theirs != theirs[0]).any(axis=0)
+    same = np.float32((~varies).sum())
+    ours, theirs = ours[:, varies], theirs[:, varies]
     alphabet = np.unique(np.concatenate([ours.ravel(), theirs.ravel()]))
     known = _one_hot(theirs, alphabet).T  # identical residues of all pairs are one matrix product
-    step = max(1, 50_000_000 // max(known.shape))
-    best = [(_one_hot(ours[n : n + step], alphabet) @ known).max(axis=1) for n in range(0, len(ours), step)]
-    return (np.concatenate(best).astype(np.float64) + same) / length
+    step = max(1, CELLS // max(1, *known.shape))
+    for start in range(0, len(ours), step):
+        yield _one_hot(ours[start : start + step], alphabet) @ known + same
 
 
 def _one_hot(letters: UInt8[np.ndarray, "n positions"], alphabet: np.ndarray) -> Float[np.ndarray, "n columns"]:
