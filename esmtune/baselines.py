@@ -191,7 +191,7 @@ def _mapped(
 ) -> Tensor | None:  # fmt: skip
     """A linear map of numbers that sequences or residues have."""
     known, _, groups = train.learnable()
-    if task.compares or len(groups) < 2:
+    if task.only_orders or len(groups) < 2:
         return None
     few = train.taken([i for i, record in enumerate(train.records) if record.is_labeled]).sampled(limit, means.seed)
     first = what(few.sequences[:1], means)

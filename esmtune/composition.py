@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from esmtune.config import DEFAULT_ENCODER, DEFAULT_HEAD, DEFAULT_TUNING, LAYERS, Part, TrainConfig
+from esmtune.config import DEFAULT_ENCODER, DEFAULT_HEAD, DEFAULT_TUNING, LAYERS, REGRESSION, Part, TrainConfig
 from esmtune.devices import choose_device, choose_precision
 from esmtune.distributions import distribution
 from esmtune.encoders import Source
@@ -17,7 +17,7 @@ from esmtune.heads import head
 from esmtune.losses import class_loss, loss, ranking
 from esmtune.predicting import Spec
 from esmtune.predictor import Predictor, find_encoder
-from esmtune.records import Dataset, Label, of_target
+from esmtune.records import Dataset, Label, Level, of_target
 from esmtune.registry import nearest
 from esmtune.sampling import can_draw
 from esmtune.tasks import Multitask, Task, task
@@ -75,13 +75,13 @@ def fit_task(data: Dataset, asked: Part | None, labels: Sequence[Label] | None =
         labels = [label for r in data.of("train") for label in r.labels]
     options = {k: v for k, v in (asked or {}).items() if k != "name"}
     if len(data.targets) == 1:
-        return _fitted(data.kind, labels, options)
+        return _fitted(data.kind, labels, options, data.level)
     parts, taken = [], set()
     for place, target in enumerate(data.targets):
         own = of_target(labels, place, data.targets)
         fitting = {k: v for k, v in options.items() if _takes(target.kind, k, v)}
         taken |= set(fitting)
-        parts.append((target.name, _fitted(target.kind, own, fitting)))
+        parts.append((target.name, _fitted(target.kind, own, fitting, data.level)))
     for option, value in options.items():
         if option not in taken:
             kinds = ", ".join(dict.fromkeys(target.kind for target in data.targets))
@@ -96,8 +96,9 @@ def _takes(kind: str, option: str, value: Any) -> bool:
     return option in task.options(kind)
 
 
-def _fitted(kind: str, labels: Sequence[Label], options: Mapping[str, Any]) -> Task:
-    resolved = task.resolve({"name": kind, **options})
+def _fitted(kind: str, labels: Sequence[Label], options: Mapping[str, Any], level: Level) -> Task:
+    is_usual = kind == "regression" and level == "sequence" and "loss" not in options
+    resolved = task.resolve({"name": kind, **(REGRESSION if is_usual else {}), **options})
     return task[kind].fit(labels, **{k: v for k, v in resolved.items() if k != "name"})
 
 

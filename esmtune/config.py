@@ -29,6 +29,8 @@ RECIPES: dict[str, dict[str, int | float]] = {
 }  # fmt: skip
 LEAST_STEPS = 2000  # from few labels it takes more epochs
 RECIPE_OF = {"frozen": "frozen", "full": "full", "last": "full", "probe-then-full": "full"}
+# How numbers of sequences are learned, unless a loss is asked for: docs/recipes.md.
+REGRESSION: Part = {"ranking_weight": 3.0, "scale": "auto"}
 LAYERS = 7  # that the head sees of an encoder, spread evenly from the embeddings to the last
 TOKENS_PER_BATCH = 4096
 CACHE_GB = 20  # of embeddings, over all runs

@@ -83,6 +83,15 @@ class Tokens:
             seeds = torch.zeros(len(coded), dtype=torch.long)
         return cls(ids, tuple(map(len, coded)), seeds, has_pad=PAD in joined)
 
+    def __add__(self, other: "Tokens") -> "Tokens":
+        """The sequences of both, end to end.
+
+        >>> (Tokens.of(["MK"]) + Tokens.of(["V", "GG"])).lengths
+        (4, 3, 4)
+        """
+        ids, seeds = torch.cat((self.ids, other.ids)), torch.cat((self.seeds, other.seeds))
+        return Tokens(ids, self.lengths + other.lengths, seeds, self.has_pad or other.has_pad)
+
     def to(self, device: torch.device) -> "Tokens":
         """The same tokens on a device."""
         return replace(self, ids=self.ids.to(device), seeds=self.seeds.to(device))

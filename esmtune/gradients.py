@@ -36,7 +36,9 @@ def backward(
     seeds = torch.tensor(batch, dtype=torch.long) + seed
     count = task.count(inputs.targets(targets, batch, seeds))
     micro_batches = inputs.mine(batch)
-    given = _gradient_of_outputs(fabric, model, inputs, batch, targets, weights, seed) if task.compares else None
+    given = None
+    if task.compares and (len(micro_batches) > 1 or fabric.world_size > 1):  # else all points are there at once
+        given = _gradient_of_outputs(fabric, model, inputs, batch, targets, weights, seed)
     total = nothing(fabric)
     for number, micro in enumerate(micro_batches, start=1):
         seeds = torch.tensor(micro, dtype=torch.long) + seed

@@ -91,6 +91,15 @@ class Task(ABC):
         """Whether the loss compares points with each other, so that it must be given a global batch at once."""
         return False
 
+    @property
+    def only_orders(self) -> bool:
+        """Whether the loss says of points in which order they are, and of none what it is."""
+        return False
+
+    def pointwise(self) -> "Task":
+        """The same task with a loss that is a sum over points, if it has one."""
+        return self
+
     def count(self, targets: Float[Tensor, "*points columns"]) -> int:
         """How many errors the loss is a mean over: points of which anything is known, unless a task says otherwise."""
         return int(targets.isfinite().any(-1).sum())

@@ -1,6 +1,7 @@
 """From numbers to outputs of a task by one penalized linear map, whose penalty the training points choose."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ from torch import Tensor
 from esmtune.kinds import Task
 from esmtune.records import Censored, Label
 from esmtune.regression import Regression
-from esmtune.ridge import solve_in_axes, solve_squares
+from esmtune.ridge import FOLDS, solve_in_axes, solve_squares
+from esmtune.tasks import Multitask
 
 WORK = 2e8  # points times numbers times outputs, of which a map is found at most; of more points a sample is taken
 LEAST = 500  # points that a sample has at least
+SCALE_SAMPLE = 1000  # points that decide on a scale
 NEGLIGIBLE = 1e-13  # of the largest axis' share of the variance
 
 Map = Callable[[Float[np.ndarray, "points dim"]], Float[Tensor, "points outputs"]]
@@ -44,6 +47,7 @@ def linear_map(
     center, scale = x.mean(0), x.std(0)
     scale = np.where(scale > 1e-9 * np.maximum(1, np.abs(center)), scale, 1.0)
     rows = torch.from_numpy((x - center) / scale).double()
+    task = task.pointwise()
     targets, weight = task.targets(labels), torch.from_numpy(weights).double()
     if isinstance(task, Regression) and not any(isinstance(label, Censored) for label in labels):
         found, bias, penalty = _squares(rows, targets[:, :1], weight)
@@ -61,6 +65,56 @@ def linear_map(
         return torch.from_numpy((new - center) / scale).double() @ found.T + bias
 
     return apply, penalty
+
+
+def scaled(task: Task, x: Float[np.ndarray, "points dim"], labels: Sequence[Label], *, seed: int) -> tuple[Task, str]:
+    """Decide on which scale labels are learned, where that is open, and say why; nothing where it is not.
+
+    It is that of normal scores if a linear map of frozen features, of at most `SCALE_SAMPLE` training points, then
+    predicts labels that it has not seen better, in their own unit, by more than chance: squared errors are smaller by
+    two standard errors of their mean difference or more.
+    """
+    if isinstance(task, Multitask):
+        found, said = [], []
+        for place, (name, part) in enumerate(zip(task.names, task.tasks, strict=True)):
+            own = [None if label is None else label[place] for label in labels]  # pyright: ignore[reportIndexIssue]
+            new, why = scaled(part, x, own, seed=seed)
+            found.append((name, new))
+            said += [f"{name}: {why}"] if why else []
+        return Multitask.of(found), " ".join(said)
+    if not isinstance(task, Regression) or task.scale != "auto":
+        return task, ""
+    known = [i for i, label in enumerate(labels) if isinstance(label, float)]
+    order = np.random.default_rng(seed).permutation(known)[:SCALE_SAMPLE]
+    own = np.array([labels[i] for i in order], dtype=np.float64)
+    linear, normal = (replace(task, scale=scale).refitted(labels).pointwise() for scale in ("linear", "normal"))
+    if len(order) < 2 * FOLDS or not normal.knots:
+        return replace(linear, ranking_weight=task.ranking_weight), ""
+    errors = [_held_out_errors(each, x[order], own, seed) for each in (linear, normal)]
+    gain = errors[0] - errors[1]
+    is_better = gain.mean() > 2 * gain.std() / len(gain) ** 0.5
+    shares = [1 - each.mean() / own.var() for each in errors]
+    if not is_better:
+        return replace(linear, ranking_weight=task.ranking_weight), ""
+    why = (
+        f"Labels are learned as normal scores, of which a linear map of frozen features predicts {shares[1]:.2f} of "
+        f"their variance (R2, held out), and {shares[0]:.2f} as they are (--task.scale linear leaves them so)."
+    )
+    return replace(normal, ranking_weight=task.ranking_weight), why
+
+
+def _held_out_errors(
+    task: Regression, x: Float[np.ndarray, "points dim"], labels: Float[np.ndarray, "points"], seed: int
+) -> Float[np.ndarray, "points"]:
+    """The squared error of each label, in its own unit, by a map that was found without it and its fold."""
+    fold = np.random.default_rng(seed).permutation(len(labels)) % FOLDS
+    errors = np.empty(len(labels))
+    for number in range(FOLDS):
+        inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        seen = labels[inside].tolist()
+        found, _ = linear_map(x[inside], seen, np.ones(len(inside)), [1] * len(inside), task.refitted(seen), seed=seed)
+        errors[outside] = (np.array(task.refitted(seen).predict(found(x[outside]))) - labels[outside]) ** 2
+    return errors
 
 
 def _squares(rows: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, float]:

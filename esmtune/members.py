@@ -114,7 +114,7 @@ def train_members(
         config = decided(config, data, origin, watch)
         members = members_of(config, data, folds)
         fitted_task = fit_task(data, config.task)
-        if fitted_task.compares and config.global_batch_size == 1:
+        if fitted_task.only_orders and config.global_batch_size == 1:
             raise ValueError("the loss compares the sequences of a step, but --global-batch-size is 1: take 2 or more.")
         torch.manual_seed(config.seed)
         # Says what is wrong, and what is new; then it is known what training it will take.
@@ -237,7 +237,7 @@ def _train_stages(
         if fabric.is_global_zero:
             journal.save(f"{member.name}.probe", done)
     first = Fitted.of(done)
-    predictor.load_state_dict(first.weights, strict=False)
+    predictor.with_task(task.load(first.task)).load_state_dict(first.weights, strict=False)
     for name, weight in predictor.encoder.named_parameters():
         weight.requires_grad_(name in predictor.rates)
     first = replace(first, history=[{"stage": "probe"} | entry for entry in first.history])

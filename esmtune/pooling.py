@@ -41,6 +41,11 @@ class Pooled:
         position = torch.arange(len(start), device=seeds.device) - start
         return cls(features, lengths, seeds.repeat_interleave(counts) + mix(position))
 
+    def first(self, sequences: int) -> "Pooled":
+        """The points of the first so many sequences."""
+        points = sum(self.lengths[:sequences])
+        return Pooled(self.features[:points], self.lengths[:sequences], self.seeds[:points])
+
     @property
     def sequence_seeds(self) -> Int[Tensor, "batch"]:
         """The seed of each sequence, which is that of its first point."""

@@ -97,29 +97,40 @@ class Predictor(nn.Module, Predicting):
         """
         if not isinstance(x, Tokens):
             return self.head(x)
-        pooled = self.pooled(x)
-        if self.training and self.reference is not None:
-            pooled = replace(pooled, features=pooled.features - self.drift())
-        return self.head(pooled)
+        if not self.training or self.reference is None:
+            return self.head(self.pooled(x))
+        tokens, start = self.reference
+        pooled = self.pooled(x + tokens)  # one pass: for a single sequence it would take many times its share
+        drift = pooled.features[-1] - start
+        own = pooled.first(len(x.lengths))
+        return self.head(replace(own, features=own.features - drift))
 
     def drift(self) -> Float[Tensor, "channels"]:
-        """How far the features of the reference have moved since training began."""
+        """How far the features of the reference, of which the pool makes one point, moved since training began."""
         assert self.reference is not None, "there is none outside of training"
         tokens, start = self.reference
-        return self.pooled(tokens).features.mean(0) - start
+        return self.pooled(tokens).features[0] - start
 
     def pooled(self, tokens: Tokens) -> Pooled:
         """What the head's pool makes of tokens; the head alone takes it from there."""
-        return self.head.pool(self.seen(tokens))
+        return self.pool(self.seen(tokens))
 
-    def seen(self, tokens: Tokens) -> Representation:
-        """The layers that the head sees, side by side: of `n` of them, vectors of `n` times the encoder's channels."""
+    def seen(self, tokens: Tokens) -> list[Representation]:
+        """The layers that the head sees."""
         with products(self.precision, tokens.ids.device):
-            layers = self.encoder.representations(tokens, self.spec.layers)
-        if len(layers) == 1:
-            return layers[0]
-        cls, residues = (torch.cat([getattr(x, name) for x in layers], dim=1) for name in ("cls", "residues"))
-        return replace(layers[0], cls=cls, residues=residues)
+            return self.encoder.representations(tokens, self.spec.layers)
+
+    def pool(self, layers: Sequence[Representation]) -> Pooled:
+        """What the head's pool makes of layers, side by side: `n` of them have `n` times the encoder's channels.
+
+        Each is pooled by itself, so that residues are laid side by side only for a head that sees them.
+        """
+        if type(self.head).pool is not Head.pool:  # one's own may do as it likes
+            return self.head.pool(_side_by_side(layers))
+        parts = [self.head.pool(layer) for layer in layers]
+        if len(parts) == 1:
+            return parts[0]
+        return replace(parts[0], features=torch.cat([part.features for part in parts], dim=1))
 
     @property
     def level(self) -> Level:
@@ -276,6 +287,11 @@ class Predictor(nn.Module, Predicting):
             )
 
 
+def _side_by_side(layers: Sequence[Representation]) -> Representation:
+    cls, residues = (torch.cat([getattr(x, name) for x in layers], dim=1) for name in ("cls", "residues"))
+    return replace(layers[0], cls=cls, residues=residues)
+
+
 @torch.inference_mode()
 def answers_of(
     members: Sequence[Predictor], sequences: Sequence[str], *, hide: bool, references: References | None,
@@ -297,9 +313,9 @@ def answers_of(
         own, said = [sequences[i] for i in batch], []
         for member in members:
             near = references if member is first else None
-            x = member.head.pool(seen) if member.spec.dropout_samples or near else seen
-            said += member.said(x, own) if isinstance(x, Pooled) else [member.head(x)]
-            if near and isinstance(x, Pooled):
+            x = member.pool(seen)
+            said += member.said(x, own)
+            if near:
                 distances[torch.tensor(batch)] = near.distance(first.vectors(x).cpu())
         return [outputs.float().cpu() for outputs in said]
 

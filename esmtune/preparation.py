@@ -1,6 +1,6 @@
 """What is measured, solved and set up before the first step, and the center that follows the encoder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,21 +12,27 @@ from esmtune.batching import shuffled
 from esmtune.config import TrainConfig
 from esmtune.devices import evaluating
 from esmtune.esm2 import Tokens
+from esmtune.events import Notice
 from esmtune.gradients import Network
 from esmtune.inputs import Inputs
+from esmtune.linear import scaled
 from esmtune.optimization import parameter_groups
 from esmtune.pooling import Pooled
 from esmtune.predictor import Predictor
+from esmtune.records import Label
 from esmtune.standing import Fitted
 
 STATISTICS_SAMPLE = 1024  # sequences that tell mean and spread of the features, where the encoder moves
 
 
 def set_up(
-    fabric: Fabric, config: TrainConfig, predictor: Predictor, inputs: Inputs, train: list[int], targets: Tensor,
-    weights: Tensor, begin: Fitted | None,
+    fabric: Fabric, config: TrainConfig, predictor: Predictor, inputs: Inputs, train: list[int],
+    labels: Sequence[Label], weights: Tensor, begin: Fitted | None,
 ) -> tuple[nn.Module, Any]:  # fmt: skip
-    """Standardize what the head sees by what the training records look like before anything moves; solve, set up."""
+    """Standardize what the head sees by what the training records look like before anything moves; solve, set up.
+
+    This also decides on which scale labels are learned, where that is open: the predictor has its task then.
+    """
     head: Any = predictor.head  # `solve` is of those alone that are solved
     is_new = begin is None and not predictor.is_standardized
     drifts = not inputs.is_frozen and not head.sees_residues
@@ -37,11 +43,18 @@ def set_up(
             head.fit(seen)
         if drifts:
             predictor.reference = _reference(inputs, sample, seen)
+        if predictor.level == "sequence":
+            own = [labels[inputs.starts[i]] for i in sample]
+            decided, why = scaled(predictor.task, predictor.vectors(seen).numpy(force=True), own, seed=config.seed)
+            predictor.with_task(decided)
+            if why:
+                inputs.watch(Notice(why))
     if head.is_solved:
         if not inputs.is_kept:
             raise ValueError("head 'ridge' is solved in one go, on a frozen encoder: take --tuning frozen.")
         rows = inputs.rows(train).to(fabric.device)
-        task = predictor.task
+        task = predictor.task.pointwise()
+        targets = task.targets(labels).to(fabric.device)
         seen = inputs(train)
         head.solve(seen, lambda outputs, of: task.loss(outputs, targets[rows[of]], weights[rows[of]]), config.seed)
     optimizer = torch.optim.AdamW(parameter_groups(predictor, config), fused=fabric.device.type in ("cpu", "cuda"))
@@ -55,7 +68,7 @@ def _reference(inputs: Inputs, sample: list[int], seen: Pooled) -> tuple[Tokens,
     nearest = sample[int((features - features.mean(0)).square().sum(1).argmin())]
     tokens = Tokens.of([inputs.sequences[nearest]]).to(device)
     with torch.no_grad(), evaluating(predictor):
-        return tokens, predictor.pooled(tokens).features.mean(0)
+        return tokens, predictor.pooled(tokens).features[0]
 
 
 @contextmanager

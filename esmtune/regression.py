@@ -15,14 +15,18 @@ from esmtune.kinds import Task, Total, task, weighed
 from esmtune.losses import check_errors, check_loss, ranking
 from esmtune.losses import loss as losses
 from esmtune.metrics import Scores, regression_scores
+from esmtune.normal_scores import curve, labels_at, scores_of
 from esmtune.records import Censored, Label
 from esmtune.resamples import Counts, Resampled, regression_resampled
+
+SCALES = ("linear", "normal", "auto")
+CLOSE = 0.3  # standard deviations of the labels: outputs that differ by less are in no certain order yet
 
 
 @task("regression")
 @dataclass(frozen=True, kw_only=True)
 class Regression(Task):
-    """Real values, standardized by the mean and standard deviation of the training labels.
+    """Real values, standardized by the mean and standard deviation of the training labels, or as normal scores.
 
     Of a bound, such as >10, an output on the right side is no error, and on the wrong side the error is that
     of the number itself. A ranking loss gives outputs an order and no unit: until `finished` finds one,
@@ -39,22 +43,40 @@ class Regression(Task):
     spread: float
     loss_name: str = "squared"
     has_unit: bool = True  # whether center and spread make numbers in the label's unit of outputs
+    ranking_weight: float = 0.0  # how much the order of the points counts beside the loss
+    scale: str = "linear"  # as which labels are learned; while it is auto, as linear
+    knots: tuple[float, ...] = ()  # the curve of normal scores
 
     name: ClassVar[str] = "regression"
     metric: ClassVar[str] = "spearman"
     reads: ClassVar[Literal["number", "name", "names"]] = "number"
 
     @classmethod
-    def fit(cls, labels: Sequence[Label], *, loss: str = "squared") -> "Regression":
+    def fit(
+        cls, labels: Sequence[Label], *, loss: str = "squared", ranking_weight: float = 0.0, scale: str = "linear"
+    ) -> "Regression":
         """Take center and spread from the labels that are known, of a bound the number in it.
 
         `loss` is squared, absolute or huber; gaussian or quantile, which also learn how far off a prediction may be;
-        or pairwise or listwise, which learn the order alone.
+        or pairwise or listwise, which learn the order alone. With a `ranking_weight`, what a loss of numbers has to
+        say of each point is joined by so many times what pairwise says of their order, of outputs and labels in
+        `CLOSE` standard deviations of the labels. On the `scale` normal, labels are learned as their normal scores
+        (`normal_scores`), of which predictions are the labels; linear leaves them as they are, but for center and
+        spread; auto is decided by `scaled`, once features are known.
 
         Raises:
-            ValueError: for a loss that does not exist, no label, or labels that have no finite spread.
+            ValueError: for a loss or scale that does not exist, or that do not go together, a weight that cannot be, no
+                label, or labels that have no finite spread.
         """
         check_loss(loss, losses, ranking, distribution)
+        if not 0 <= ranking_weight < math.inf:
+            raise ValueError(f"ranking_weight is {ranking_weight}, expected 0 or more.")
+        if ranking_weight and loss in ranking:
+            raise ValueError(f"the loss {loss} is of nothing but the order: leave out ranking_weight.")
+        if scale not in SCALES:
+            raise ValueError(f"scale is {scale!r}, expected one of {', '.join(SCALES)}.")
+        if scale != "linear" and loss not in losses:
+            raise ValueError(f"the loss {loss} goes with the scale linear alone, got {scale}: leave out scale.")
         values, _ = _values(labels)
         known = values[~np.isnan(values)]
         if not len(known):
@@ -63,7 +85,10 @@ class Regression(Task):
             center, spread = float(known.mean()), float(known.std())
         if not math.isfinite(center + spread):
             raise ValueError(f"labels as large as {np.abs(known).max():.3g} have no finite spread: rescale them.")
-        return cls(center=center, spread=spread or 1.0, loss_name=loss, has_unit=loss not in ranking)
+        return cls(
+            center=center, spread=spread or 1.0, loss_name=loss, has_unit=loss not in ranking,
+            ranking_weight=ranking_weight, scale=scale, knots=curve(known) if scale == "normal" and spread else (),
+        )  # fmt: skip
 
     @property
     def num_outputs(self) -> int:
@@ -77,13 +102,22 @@ class Regression(Task):
 
     @property
     def compares(self) -> bool:
+        """Whether the order of points is any part of the loss."""
+        return self.only_orders or self.ranking_weight > 0
+
+    @property
+    def only_orders(self) -> bool:
         """Whether the loss is one of ranking."""
         return self.loss_name in ranking
+
+    def pointwise(self) -> "Regression":
+        """Without what compares points, unless there is nothing else."""
+        return replace(self, ranking_weight=0.0)
 
     def targets(self, labels: Sequence[Label]) -> Float[Tensor, "points 2"]:
         """Standardized labels and their sides, NaN where unknown."""
         values, sides = _values(labels)
-        return torch.from_numpy(np.stack(((values - self.center) / self.spread, sides), axis=1))
+        return torch.from_numpy(np.stack((self._standardized(values), sides), axis=1))
 
     def loss(
         self,
@@ -91,9 +125,9 @@ class Regression(Task):
         targets: Float[Tensor, "*points 2"],
         weights: Float[Tensor, "*points"] | None = None,
     ) -> Total:
-        """The chosen error, in standard deviations of the training labels.
+        """The chosen error, in standard deviations of the training labels, and what is asked for of their order.
 
-        One of ranking is the mean over what is compared, times the weights of the known points: so a step
+        What is said of an order is the mean over what is compared, times the weights of the known points: so a step
         weighs as much as it has points.
         """
         is_known = targets[..., 0].isfinite()
@@ -102,30 +136,46 @@ class Regression(Task):
             is_known = is_known & (weights > 0)
         x, (value, side) = outputs[..., 0][is_known], targets[is_known].unbind(-1)
         weight = None if weights is None else weights[is_known].to(x.dtype)
-        if self.distribution is not None:
+        if self.only_orders:
+            return Total(self._disorder(self.loss_name, x, value, side, weight), count)
+        if self.distribution is None:
+            number, bound = value.to(x.dtype), side.to(x.dtype)
+            errors = losses[self.loss_name](x, number)
+            check_errors(errors, x, self.loss_name)
+            is_right = bound * (x - number) > 0  # which no output is that is no number
+            errors = errors.where(~is_right, 0.0)
+        else:
             errors = self.distribution.errors(outputs[is_known], value.to(x.dtype), side.to(x.dtype))
             check_errors(errors, x, self.loss_name)
-            return Total(weighed(errors, weight), count)
-        if self.compares:
-            return Total(self._disorder(x, value, side, torch.ones_like(x) if weight is None else weight), count)
-        value, side = value.to(x.dtype), side.to(x.dtype)
-        is_right = side * (x - value) > 0  # which no output is that is no number
-        errors = losses[self.loss_name](x, value)
-        check_errors(errors, x, self.loss_name)
-        return Total(weighed(errors.where(~is_right, 0.0), weight), count)
+            x = self.distribution.center(outputs[is_known])
+        total = weighed(errors, weight)
+        if self.ranking_weight:
+            disorder = self._disorder("pairwise", x / CLOSE, value, side, weight)
+            total = total + self.ranking_weight * CLOSE * disorder
+        return Total(total, count)
 
-    def _disorder(self, x: Tensor, value: Tensor, side: Tensor, weight: Tensor) -> Float[Tensor, ""]:
+    def _disorder(self, name: str, x: Tensor, value: Tensor, side: Tensor, weight: Tensor | None) -> Float[Tensor, ""]:
+        """How far outputs are from the order of their labels, by a loss of ranking, for all points together."""
         if not len(x):
             return x.sum()
+        weight = torch.ones_like(x) if weight is None else weight
         infinity = torch.full_like(value, torch.inf)
         # What lies above 12 may be the next number above it, but not 12.
         lowest = torch.where(side > 0, value.nextafter(infinity), torch.where(side < 0, -infinity, value))
         highest = torch.where(side < 0, value.nextafter(-infinity), torch.where(side > 0, infinity, value))
-        return ranking[self.loss_name](x, lowest, highest, weight) * weight.sum()
+        return ranking[name](x, lowest, highest, weight) * weight.sum()
 
     def predict(self, outputs: Float[Tensor, "points outputs"]) -> list[Label]:
         """Numbers in the label's unit."""
-        return (self._middle(outputs) * self.spread + self.center).tolist()
+        return self._in_unit(self._middle(outputs)).tolist()
+
+    def _standardized(self, values: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]:
+        """What is learned of labels."""
+        return scores_of(values, self.knots) if self.knots else (values - self.center) / self.spread
+
+    def _in_unit(self, learned: Float[Tensor, "*points"]) -> Float[Tensor, "*points"]:
+        """The labels of what is learned."""
+        return labels_at(learned, self.knots) if self.knots else learned * self.spread + self.center
 
     def _middle(self, outputs: Float[Tensor, "*points outputs"]) -> Float[Tensor, "*points"]:
         """What is predicted, in standard deviations of the training labels."""
@@ -150,7 +200,8 @@ class Regression(Task):
 
     def baseline(self, count: int) -> Float[Tensor, "points outputs"]:
         """The mean of the training labels."""
-        return torch.zeros(count, self.num_outputs)
+        learned = scores_of(np.array([self.center]), self.knots).item() if self.knots else 0.0
+        return torch.full((count, self.num_outputs), learned)
 
     def average(self, members: Float[Tensor, "members points outputs"]) -> Float[Tensor, "points outputs"]:
         """The mean of what the members say."""
@@ -160,7 +211,7 @@ class Regression(Task):
 
     def disagreement(self, members: Float[Tensor, "members points outputs"]) -> list[float]:
         """The standard deviation of what the members say, in the label's unit."""
-        return (self._middle(members).std(0, correction=0) * self.spread).tolist()
+        return self._in_unit(self._middle(members)).std(0, correction=0).tolist()
 
     def doubt(self, members: Float[Tensor, "members points outputs"]) -> list[float] | None:
         """How far off a prediction may be, in the label's unit: what is learned of it, and how far members are apart.
@@ -181,12 +232,15 @@ class Regression(Task):
         """With the center and spread of other labels."""
         if np.isnan(_values(labels)[0]).all():
             return self
-        found = self.fit(labels, loss=self.loss_name)
-        return replace(self, center=found.center, spread=found.spread)
+        found = self.fit(labels, loss=self.loss_name, ranking_weight=self.ranking_weight, scale=self.scale)
+        return replace(self, center=found.center, spread=found.spread, knots=found.knots)
 
     def translated(self, outputs: Float[Tensor, "points outputs"], other: Task) -> Float[Tensor, "points outputs"]:
         """Outputs standardized otherwise, as after a ranking loss each member's are, in this task's own standard."""
         assert isinstance(other, Regression)
+        if self.knots or other.knots:
+            labels = other._in_unit(other._middle(outputs)).numpy(force=True)
+            return torch.from_numpy(self._standardized(labels)[..., None]).to(outputs)
         if (other.center, other.spread) == (self.center, self.spread):
             return outputs
         shift, scale = (other.center - self.center) / self.spread, other.spread / self.spread
@@ -201,7 +255,7 @@ class Regression(Task):
         """
         values, sides = _values(labels)
         x, y = outputs[:, 0].double().numpy(force=True)[sides == 0], values[sides == 0]
-        if not self.compares or len(set(y.tolist())) < 2 or not np.isfinite(x).all():
+        if not self.only_orders or len(set(y.tolist())) < 2 or not np.isfinite(x).all():
             return self
         slope = ((x - x.mean()) * (y - y.mean())).sum() / max(((x - x.mean()) ** 2).sum(), np.finfo(float).tiny)
         if not 0 < slope < math.inf:

@@ -156,6 +156,15 @@ class Multitask(Task):
         """Whether any of the losses does."""
         return any(part.compares for part in self.tasks)
 
+    @property
+    def only_orders(self) -> bool:
+        """Whether any of the losses does."""
+        return any(part.only_orders for part in self.tasks)
+
+    def pointwise(self) -> "Multitask":
+        """All tasks with such a loss."""
+        return Multitask.of([(name, part.pointwise()) for name, part in zip(self.names, self.tasks, strict=True)])
+
     def parts(self) -> list[tuple[str, Task, slice]]:
         """The tasks by the name of their target, and which outputs are theirs."""
         ends = np.cumsum([part.num_outputs for part in self.tasks]).tolist()

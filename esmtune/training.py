@@ -52,17 +52,17 @@ def train_once(
     watch = _interruptible(watch if fabric.is_global_zero else (lambda event: None), stop)
     records = data.of(None)
     train, valid, calibration, test = ([i for i, r in enumerate(records) if r.split == s] for s in SPLITS)
-    task = predictor.task
     labels = [label for r in records for label in r.labels]
-    targets = task.targets(labels).to(fabric.device)
     weights = torch.tensor([r.weight for r in records for _ in r.labels], device=fabric.device)
     predictor.to(fabric.device)
     inputs = Inputs(fabric, predictor, records, config, kept, watch)
     inputs.prepare([*train, *valid], "embedding")
     shown = guessed(labels, inputs.sequences, predictor.masks)
     of_valid = [shown[i] for i in inputs.rows(valid).tolist()]
-    metric = choosing_metric(config, task, of_valid, watch)
-    model, optimizer = set_up(fabric, config, predictor, inputs, train, targets, weights, begin)
+    metric = choosing_metric(config, predictor.task, of_valid, watch)
+    model, optimizer = set_up(fabric, config, predictor, inputs, train, labels, weights, begin)
+    task = predictor.task
+    targets = task.targets(labels).to(fabric.device)
     schedule = Schedule(config, 0 if predictor.head.is_solved else len(train))
     now = Standing(
         weights=moving(predictor), average=moving(predictor) if config.ema else {}, running=nothing(fabric),

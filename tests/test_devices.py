@@ -61,7 +61,7 @@ def test_weights_norms_and_heads_stay_in_float32(tiny):
     }
     with torch.inference_mode():
         seen = run.predictor.seen(esmtune.esm2.Tokens.of(["MKTV"]))  # pyright: ignore[reportAttributeAccessIssue]
-    assert seen.residues.dtype == torch.float32
+    assert {layer.residues.dtype for layer in seen} == {torch.float32}
 
 
 def test_golden_rows_are_in_float32(tiny, tmp_path):

@@ -19,6 +19,7 @@ from esmtune.classes import natural
 from esmtune.losses import class_loss, loss, ranking
 from esmtune.metrics import classification_scores, multilabel_scores, ordinal_scores, regression_scores, sign_of
 from esmtune.records import Censored, Marks
+from esmtune.regression import CLOSE
 from esmtune.tasks import (
     MLM,
     Binary,
@@ -229,6 +230,35 @@ def test_many_points_are_compared_in_groups(monkeypatch):
         error += number * hand_pairwise(group, outputs[group, 0].tolist(), [1] * len(group))
         pairs += number
     assert found == pytest.approx(error / pairs)
+
+
+@pytest.mark.parametrize("name", ["squared", "absolute", "gaussian"])
+def test_the_order_of_points_is_added_to_a_loss_by_its_weight(name):
+    labels = [*BOUNDED, 4.0, 5.0, 6.5]
+    outputs, weights = draw(12, 2 if name == "gaussian" else 1), torch.rand(12, dtype=torch.float64)
+    plain, both = (Regression.fit(labels, loss=name, ranking_weight=weight) for weight in (0.0, 2.5))
+    alone, joined = (task.loss(outputs, task.targets(labels), weights) for task in (plain, both))
+    near = [x / CLOSE for x in outputs[:, 0].tolist()]
+    size = sum(w for x, w in zip(labels, weights.tolist(), strict=True) if x is not None)
+    expected = alone.sum.item() + 2.5 * CLOSE * hand_pairwise(labels, near, weights.tolist()) * size
+    assert joined.sum.item() == pytest.approx(expected, rel=1e-6)
+    assert joined.count == alone.count
+    assert both.compares
+    assert not plain.compares
+    assert not both.only_orders
+    assert both.pointwise() == plain
+    assert both.refitted([1.0, 4.0]).ranking_weight == 2.5
+    assert both.finished(outputs, labels) is both  # which has a unit already
+    assert Multitask.of([("y", both)]).pointwise() == Multitask.of([("y", plain)])
+
+
+def test_a_weight_of_the_order_that_cannot_be_is_refused():
+    for weight in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"ranking_weight is .*, expected 0 or more"):
+            Regression.fit([1.0, 2.0], ranking_weight=weight)
+    for name in ranking:
+        with pytest.raises(ValueError, match=f"the loss {name} is of nothing but the order: leave out ranking_weight"):
+            Regression.fit([1.0, 2.0], loss=name, ranking_weight=1.0)
 
 
 @pytest.mark.parametrize("name", HAND)

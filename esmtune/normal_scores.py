@@ -1,0 +1,61 @@
+"""Labels as normal scores: a rising curve on which the training labels look like draws of a normal distribution.
+
+The n-th part of the labels in their order becomes that of the standard normal distribution (Blom 1958; Beasley et al.
+2009, https://doi.org/10.1007/s10519-009-9281-0), so a long tail, or a heap of labels at one end, weighs no more in
+squared errors than its share. The curve is kept by its height, in the label's unit, at evenly spaced scores.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+END = 3.0  # scores of the first and last knot, beyond which the curve goes on in a line
+KNOTS = 61
+
+
+def curve(labels: Float[np.ndarray, "points"]) -> tuple[float, ...]:
+    """The heights of the curve through labels, none of which is unknown; equal labels share the middle of their scores.
+
+    Beyond the largest and smallest label it goes on as steeply as over the last unit of scores before.
+
+    >>> heights = curve(np.arange(99.0))
+    >>> round(heights[0], 1), round(heights[30], 1), len(heights)
+    (-2.2, 49.0, 61)
+    """
+    order, counts = np.unique(labels.astype(np.float64), return_counts=True)
+    shares = (counts.cumsum() - counts / 2) / counts.sum()  # of the labels below the middle of each
+    scores = torch.special.ndtri(torch.from_numpy(shares)).numpy()
+    grid = np.linspace(-END, END, KNOTS)
+    heights = np.interp(grid, scores, order)
+    for end, is_beyond, inward in ((0, grid < scores[0], 1.0), (-1, grid > scores[-1], -1.0)):
+        within = np.interp(scores[end] + inward, scores, order)
+        heights[is_beyond] = order[end] + (order[end] - within) * (scores[end] - grid[is_beyond]) / inward
+    return tuple(heights.tolist())
+
+
+def labels_at(scores: Float[Tensor, "*points"], heights: tuple[float, ...]) -> Float[Tensor, "*points"]:
+    """The labels that scores stand for, in float64.
+
+    >>> labels_at(torch.tensor([0.0, 4.0]), tuple(np.linspace(-30.0, 30.0, 61))).tolist()
+    [0.0, 40.0]
+    """
+    step = 2 * END / (len(heights) - 1)
+    place = (scores.double() + END) / step
+    below = place.floor().nan_to_num().clamp(0, len(heights) - 2).long()
+    known = torch.tensor(heights, dtype=torch.float64, device=scores.device)
+    return known[below] + (known[below + 1] - known[below]) * (place - below)
+
+
+def scores_of(labels: Float[np.ndarray, "points"], heights: tuple[float, ...]) -> Float[np.ndarray, "points"]:
+    """The scores of labels, NaN where a label is; where the curve is level, the middle of it.
+
+    >>> scores_of(np.array([0.0, 40.0]), tuple(np.linspace(-30.0, 30.0, 61))).round(6).tolist()
+    [0.0, 4.0]
+    """
+    known, step = np.asarray(heights), 2 * END / (len(heights) - 1)
+    first, last = np.searchsorted(known, labels, "left"), np.searchsorted(known, labels, "right") - 1
+    below = np.clip(first - 1, 0, len(known) - 2)
+    rise = known[below + 1] - known[below]
+    between = below + np.divide(labels - known[below], rise, out=np.zeros_like(labels), where=rise > 0)
+    return np.where(first <= last, (first + last) / 2, between) * step - END + 0 * labels
