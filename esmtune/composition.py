@@ -96,9 +96,14 @@ def _takes(kind: str, option: str, value: Any) -> bool:
     return option in task.options(kind)
 
 
+def task_options(kind: str, level: Level, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a task: those that were asked for, and what is usual for a kind of labels at a level."""
+    is_usual = kind == "regression" and level == "sequence" and "loss" not in asked
+    return task.resolve({**(REGRESSION if is_usual else {}), **asked, "name": kind})
+
+
 def _fitted(kind: str, labels: Sequence[Label], options: Mapping[str, Any], level: Level) -> Task:
-    is_usual = kind == "regression" and level == "sequence" and "loss" not in options
-    resolved = task.resolve({"name": kind, **(REGRESSION if is_usual else {}), **options})
+    resolved = task_options(kind, level, options)
     return task[kind].fit(labels, **{k: v for k, v in resolved.items() if k != "name"})
 
 

@@ -158,12 +158,39 @@ def pairwise(
     >>> round(pairwise(outputs, labels, labels, torch.ones(3)).exp().item(), 4)  # two pairs, each a coin's toss
     2.0
     """
+    return _over_pairs(outputs, lowest, highest, weights, limited=False)
+
+
+def spacing(
+    outputs: Float[Tensor, "points"],
+    lowest: Float[Tensor, "points"],
+    highest: Float[Tensor, "points"],
+    weights: Float[Tensor, "points"],
+) -> Float[Tensor, ""]:
+    """What `pairwise` is, until outputs are as far apart as their labels surely are: no further are they driven.
+
+    So beside errors of single points it asks for an order, and for no outputs but theirs. Arguments are those of
+    `pairwise`, where outputs and labels are in the same unit.
+
+    >>> labels = torch.tensor([1.0, 2.0])
+    >>> near, apart, further = (spacing(x * labels, labels, labels, torch.ones(2)) for x in (0.0, 1.0, 9.0))
+    >>> bool(near > apart), bool(apart == further)
+    (True, True)
+    """
+    return _over_pairs(outputs, lowest, highest, weights, limited=True)
+
+
+def _over_pairs(outputs: Tensor, lowest: Tensor, highest: Tensor, weights: Tensor, *, limited: bool) -> Tensor:
+    """The mean over pairs of certain order of how improbable it is, by their difference or no more than the labels'."""
     groups = -(-len(outputs) // GROUP)
     errors, total = outputs[:0].sum(), weights[:0].sum()
     for place in range(groups):
         x, low, high, weight = (t[place::groups] for t in (outputs, lowest, highest, weights))
         pair = (low[:, None] > high[None]) * weight[:, None] * weight[None]
-        errors = errors - (pair * F.logsigmoid(x[:, None] - x[None])).sum()
+        apart = x[:, None] - x[None]
+        if limited:
+            apart = apart.minimum((low[:, None] - high[None]).to(apart))
+        errors = errors - (pair * F.logsigmoid(apart)).where(pair > 0, 0).sum()
         total = total + pair.sum()
     return errors / total.where(total > 0, 1)
 

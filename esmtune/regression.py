@@ -1,7 +1,7 @@
 """Numbers: measured ones, and bounds on what could not be measured."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from esmtune.distributions import Distribution, distribution
 from esmtune.kinds import Task, Total, task, weighed
-from esmtune.losses import check_errors, check_loss, ranking
+from esmtune.losses import check_errors, check_loss, ranking, spacing
 from esmtune.losses import loss as losses
 from esmtune.metrics import Scores, regression_scores
 from esmtune.normal_scores import curve, labels_at, scores_of
@@ -59,8 +59,8 @@ class Regression(Task):
 
         `loss` is squared, absolute or huber; gaussian or quantile, which also learn how far off a prediction may be;
         or pairwise or listwise, which learn the order alone. With a `ranking_weight`, what a loss of numbers has to
-        say of each point is joined by so many times what pairwise says of their order, of outputs and labels in
-        `CLOSE` standard deviations of the labels. On the `scale` normal, labels are learned as their normal scores
+        say of each point is joined by so many times what `losses.spacing` says of their order, of outputs and labels
+        in `CLOSE` standard deviations of the labels. On the `scale` normal, labels are learned as their normal scores
         (`normal_scores`), of which predictions are the labels; linear leaves them as they are, but for center and
         spread; auto is decided by `scaled`, once features are known.
 
@@ -137,7 +137,7 @@ class Regression(Task):
         x, (value, side) = outputs[..., 0][is_known], targets[is_known].unbind(-1)
         weight = None if weights is None else weights[is_known].to(x.dtype)
         if self.only_orders:
-            return Total(self._disorder(self.loss_name, x, value, side, weight), count)
+            return Total(_disorder(ranking[self.loss_name], x, value, side, weight), count)
         if self.distribution is None:
             number, bound = value.to(x.dtype), side.to(x.dtype)
             errors = losses[self.loss_name](x, number)
@@ -150,20 +150,9 @@ class Regression(Task):
             x = self.distribution.center(outputs[is_known])
         total = weighed(errors, weight)
         if self.ranking_weight:
-            disorder = self._disorder("pairwise", x / CLOSE, value, side, weight)
+            disorder = _disorder(spacing, x / CLOSE, value / CLOSE, side, weight)
             total = total + self.ranking_weight * CLOSE * disorder
         return Total(total, count)
-
-    def _disorder(self, name: str, x: Tensor, value: Tensor, side: Tensor, weight: Tensor | None) -> Float[Tensor, ""]:
-        """How far outputs are from the order of their labels, by a loss of ranking, for all points together."""
-        if not len(x):
-            return x.sum()
-        weight = torch.ones_like(x) if weight is None else weight
-        infinity = torch.full_like(value, torch.inf)
-        # What lies above 12 may be the next number above it, but not 12.
-        lowest = torch.where(side > 0, value.nextafter(infinity), torch.where(side < 0, -infinity, value))
-        highest = torch.where(side < 0, value.nextafter(-infinity), torch.where(side > 0, infinity, value))
-        return ranking[name](x, lowest, highest, weight) * weight.sum()
 
     def predict(self, outputs: Float[Tensor, "points outputs"]) -> list[Label]:
         """Numbers in the label's unit."""
@@ -180,6 +169,10 @@ class Regression(Task):
     def _middle(self, outputs: Float[Tensor, "*points outputs"]) -> Float[Tensor, "*points"]:
         """What is predicted, in standard deviations of the training labels."""
         return outputs[..., 0].double() if self.distribution is None else self.distribution.center(outputs.double())
+
+    def _saying(self, labels: Float[Tensor, "*points"]) -> Float[Tensor, "*points 1"]:
+        """The outputs that say these labels."""
+        return torch.from_numpy(self._standardized(labels.numpy(force=True)))[..., None]
 
     def scores(self, outputs: Float[Tensor, "points outputs"], labels: Sequence[Label]) -> Scores:
         """Correlations and errors, in the label's unit, over labels that are no bounds; weights do not matter."""
@@ -205,6 +198,8 @@ class Regression(Task):
 
     def average(self, members: Float[Tensor, "members points outputs"]) -> Float[Tensor, "points outputs"]:
         """The mean of what the members say."""
+        if len(members) > 1 and self.knots:
+            return self._saying(self._in_unit(self._middle(members)).mean(0)).to(members)
         if self.distribution is None or len(members) == 1:
             return super().average(members)
         return self.distribution.average(members)
@@ -238,11 +233,10 @@ class Regression(Task):
     def translated(self, outputs: Float[Tensor, "points outputs"], other: Task) -> Float[Tensor, "points outputs"]:
         """Outputs standardized otherwise, as after a ranking loss each member's are, in this task's own standard."""
         assert isinstance(other, Regression)
-        if self.knots or other.knots:
-            labels = other._in_unit(other._middle(outputs)).numpy(force=True)
-            return torch.from_numpy(self._standardized(labels)[..., None]).to(outputs)
-        if (other.center, other.spread) == (self.center, self.spread):
+        if (other.center, other.spread, other.knots) == (self.center, self.spread, self.knots):
             return outputs
+        if self.knots or other.knots:
+            return self._saying(other._in_unit(other._middle(outputs))).to(outputs)
         shift, scale = (other.center - self.center) / self.spread, other.spread / self.spread
         if self.distribution is not None:
             return self.distribution.moved(outputs.double(), shift, scale).to(outputs.dtype)
@@ -273,3 +267,17 @@ def _values(labels: Sequence[Label]) -> tuple[Float[np.ndarray, "points"], Float
         pairs = [(x.value, bounds[x.side]) if isinstance(x, Censored) else (x, 0.0) for x in labels]
         values, sides = np.array(pairs, dtype=np.float64).T
         return values, np.where(np.isnan(values), np.nan, sides)
+
+
+def _disorder(
+    loss: Callable[..., Tensor], x: Tensor, value: Tensor, side: Tensor, weight: Tensor | None
+) -> Float[Tensor, ""]:
+    """How far outputs are from the order of their labels, by a loss of ranking, for all points together."""
+    if not len(x):
+        return x.sum()
+    weight = torch.ones_like(x) if weight is None else weight
+    infinity = torch.full_like(value, torch.inf)
+    # What lies above 12 may be the next number above it, but not 12.
+    lowest = torch.where(side > 0, value.nextafter(infinity), torch.where(side < 0, -infinity, value))
+    highest = torch.where(side < 0, value.nextafter(-infinity), torch.where(side > 0, infinity, value))
+    return loss(x, lowest, highest, weight) * weight.sum()

@@ -121,10 +121,10 @@ def _kept_for_calibration(trained: "Trained", dataset: Dataset) -> int:
 
 def resolved(config: TrainConfig, curated: Curated, spec: "Spec") -> TrainConfig:
     """The configuration with everything that was found out or chosen, so that the run can be repeated."""
-    from esmtune.tasks import task
+    from esmtune.composition import task_options
 
     columns, kind = curated.columns, curated.dataset.kind
-    task_options = config.task if kind == "multitask" else task.resolve({**(config.task or {}), "name": kind})
+    options = config.task if kind == "multitask" else task_options(kind, curated.dataset.level, config.task or {})
     return replace(
         config,
         target=_targets(curated),
@@ -137,7 +137,7 @@ def resolved(config: TrainConfig, curated: Curated, spec: "Spec") -> TrainConfig
         identity=curated.identity if curated.split_asked == "identity" else config.identity,
         valid=str(Path(config.valid).resolve()) if config.valid else None,
         test=str(Path(config.test).resolve()) if config.test else None,
-        task=task_options,
+        task=options,
         encoder=None if config.init else spec.encoder.name if config.encoder is None else _whole_path(config.encoder),
         init=_whole_path(config.init) if config.init else None,
         layers=None if kind == "mlm" else ",".join(map(str, spec.layers)),

@@ -37,7 +37,11 @@ TASKS = [
     {"name": name, **({"loss": error} if error else {}), **more}
     for name in task
     for error in (LOSSES.get(name, class_loss) if "loss" in task.options(name) else (None,))
-    for more in ({}, *([{"label_smoothing": 0.1, "class_weights": "balanced"}] if error in class_loss else []))
+    for more in (
+        {},
+        *([{"label_smoothing": 0.1, "class_weights": "balanced"}] if error in class_loss else []),
+        *([{"ranking_weight": 2.0}, {"scale": "normal"}] if error == "squared" else []),
+    )
 ]
 
 

@@ -131,6 +131,16 @@ def hand_pairwise(labels, outputs, weights):
     return error / total if total else 0.0
 
 
+def hand_spacing(labels, outputs, weights):
+    error = total = 0.0
+    for (a, x, v), (b, y, w) in itertools.product(zip(labels, outputs, weights, strict=True), repeat=2):
+        if a is not None and b is not None and surely_above(a, b):
+            least = getattr(a, "value", a) - getattr(b, "value", b)
+            error += v * w * math.log1p(math.exp(-min(x - y, least)))
+            total += v * w
+    return error / total if total else 0.0
+
+
 def hand_listwise(labels, outputs, weights):
     known = [(a, x, v) for a, x, v in zip(labels, outputs, weights, strict=True) if a is not None]
     error = 0.0
@@ -238,9 +248,13 @@ def test_the_order_of_points_is_added_to_a_loss_by_its_weight(name):
     outputs, weights = draw(12, 2 if name == "gaussian" else 1), torch.rand(12, dtype=torch.float64)
     plain, both = (Regression.fit(labels, loss=name, ranking_weight=weight) for weight in (0.0, 2.5))
     alone, joined = (task.loss(outputs, task.targets(labels), weights) for task in (plain, both))
-    near = [x / CLOSE for x in outputs[:, 0].tolist()]
+    learned = [None if x is None else (x - plain.center) / plain.spread / CLOSE if isinstance(x, float) else
+               Censored((x.value - plain.center) / plain.spread / CLOSE, x.side) for x in labels]  # fmt: skip
     size = sum(w for x, w in zip(labels, weights.tolist(), strict=True) if x is not None)
-    expected = alone.sum.item() + 2.5 * CLOSE * hand_pairwise(labels, near, weights.tolist()) * size
+    expected = (
+        alone.sum.item()
+        + 2.5 * CLOSE * hand_spacing(learned, [x / CLOSE for x in outputs[:, 0].tolist()], weights.tolist()) * size
+    )
     assert joined.sum.item() == pytest.approx(expected, rel=1e-6)
     assert joined.count == alone.count
     assert both.compares
