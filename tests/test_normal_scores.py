@@ -1,0 +1,130 @@
+"""Labels learned as normal scores: the curve against SciPy, and when it is taken."""
+
+import json
+import math
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm, rankdata
+
+import esmtune
+from esmtune.classes import Binary
+from esmtune.linear import scaled
+from esmtune.normal_scores import END, KNOTS, curve, labels_at, scores_of
+from esmtune.records import Censored
+from esmtune.tasks import Multitask, Regression
+from tests.conftest import TEN
+
+DRAWN = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        DRAWN.exponential(size=500),
+        DRAWN.integers(0, 5, 300).astype(float),
+        np.array([1.0, 4.0]),
+        -DRAWN.random(3) * 1e6,
+    ],
+    ids=["tail", "grades", "two", "large"],
+)
+def test_the_curve_goes_through_the_normal_scores_of_the_labels(labels):
+    order = np.sort(labels)
+    scores = norm.ppf((rankdata(order) - 0.5) / len(order))
+    grid = np.linspace(-END, END, KNOTS)
+    inside = (grid >= scores[0]) & (grid <= scores[-1])
+    heights = np.array(curve(labels))
+    assert heights[inside] == pytest.approx(np.interp(grid[inside], scores, order), rel=1e-9, abs=1e-9)
+    assert (np.diff(heights) >= 0).all()
+
+
+def test_labels_come_back_from_their_scores():
+    labels = DRAWN.exponential(size=500)
+    heights = curve(labels)
+    asked = np.linspace(-3.0, 2 * labels.max(), 200)  # also below and above all that were seen
+    back = labels_at(torch.from_numpy(scores_of(asked, heights)), heights).numpy()
+    assert back == pytest.approx(asked, abs=1e-9)
+    assert np.isnan(scores_of(np.array([math.nan]), heights)).all()
+    assert labels_at(torch.tensor([math.nan]), heights).isnan().all()
+
+
+def test_a_heap_of_equal_labels_has_one_score():
+    labels = np.array([0.0] * 50 + list(range(1, 51)), dtype=float)
+    heights = curve(labels)
+    (score,) = scores_of(np.array([0.0]), heights)
+    assert -1.7 < score < -0.6  # half of them: the middle is at the quarter, -.67, and the curve is level below
+    assert labels_at(torch.tensor([score, -END, -10.0]), heights).tolist() == pytest.approx([0.0] * 3, abs=1e-9)
+
+
+def test_what_is_predicted_is_in_the_unit_of_the_label():
+    labels = [1.0, 2.0, 4.0, 8.0, Censored(16.0, ">"), None]
+    fitted = Regression.fit(labels, scale="normal")
+    targets = fitted.targets(labels)
+    assert targets[:, 1].tolist()[:5] == [0, 0, 0, 0, 1]
+    outputs = targets[:4, :1]
+    assert fitted.predict(outputs) == pytest.approx([1.0, 2.0, 4.0, 8.0])
+    assert fitted.scores(outputs, labels[:4])["r2"] == pytest.approx(1.0)
+    assert fitted.predict(fitted.baseline(1)) == pytest.approx([np.mean([1, 2, 4, 8, 16])])
+    linear = Regression.fit(labels)
+    assert fitted.predict(fitted.translated(linear.targets(labels)[:4, :1], linear)) == pytest.approx([1, 2, 4, 8])
+    assert linear.predict(linear.translated(outputs, fitted)) == pytest.approx([1, 2, 4, 8])
+    assert Regression.fit([3.0, 3.0], scale="normal").predict(torch.zeros(1, 1)) == [3.0]  # nothing varies
+
+
+def test_a_scale_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="scale is 'log', expected one of linear, normal, auto"):
+        Regression.fit([1.0, 2.0], scale="log")
+    for loss in ("pairwise", "gaussian"):
+        with pytest.raises(ValueError, match=f"the loss {loss} goes with the scale linear alone, got normal"):
+            Regression.fit([1.0, 2.0], loss=loss, scale="normal")
+
+
+def test_the_scale_is_that_from_which_unseen_labels_are_predicted():
+    x = DRAWN.normal(size=(300, 4))
+    known = x @ [1.0, -2.0, 0.5, 0.0]
+    for labels, expected in ((known, "linear"), (np.exp(known), "normal"), (known[:9], "linear")):
+        task = Regression.fit(labels.tolist(), ranking_weight=3.0, scale="auto")
+        found, why = scaled(task, x[: len(labels)], labels.tolist(), seed=0)
+        assert isinstance(found, Regression)
+        assert (found.scale, bool(found.knots), found.ranking_weight) == (expected, expected == "normal", 3.0)
+        assert ("normal scores" in why) == (expected == "normal")
+        assert scaled(found, x[: len(labels)], labels.tolist(), seed=0) == (found, "")  # decided is decided
+    both = Multitask.of([("a", Regression.fit(np.exp(known).tolist(), scale="auto")), ("b", Binary.fit(["x", "y"]))])
+    pairs = [(value, "xy"[place % 2]) for place, value in enumerate(np.exp(known).tolist())]
+    found, why = scaled(both, x, [*pairs[:-1], None], seed=0)
+    assert isinstance(found, Multitask)
+    assert [getattr(part, "scale", None) for part in found.tasks] == ["normal", None]
+    assert why.startswith("a: ")
+
+
+def variants(count):
+    """Sequences whose labels are exponentials of how often a residue is there."""
+    rows = []
+    for place in range(count):
+        sequence = "".join("ACDEFGHIKLMNPQRSTVWY"[i] for i in np.random.default_rng(place).integers(0, 20, 12))
+        rows.append((sequence, math.exp(1.5 * sequence.count("A") - sequence.count("W"))))
+    return rows
+
+
+@pytest.mark.parametrize("tuning", ["frozen", {"name": "probe-then-full", "probe_epochs": 1}])
+def test_a_run_decides_once_says_so_and_is_repeated_by_its_file(tiny, tmp_path, tuning):
+    said = []
+    options = {"encoder": str(tiny), "split": "random", "cache": "none", "report": False}
+    run = esmtune.train(variants(150), out=tmp_path / "one", tuning=tuning, max_steps=30, head_learning_rate=1e-2,
+                        global_batch_size=32, watch=said.append, **options)  # fmt: skip
+    assert sum("learned as normal scores" in getattr(event, "text", "") for event in said) == 1
+    saved = json.loads((tmp_path / "one" / "predictor" / "predictor.json").read_text())["task"]
+    assert saved["scale"] == "normal"
+    assert len(saved["knots"]) == KNOTS
+    config = tomllib.loads((tmp_path / "one" / "run.toml").read_text())
+    assert config["task"] == {"name": "regression", "loss": "squared", "ranking_weight": 3.0, "scale": "auto"}
+    again = esmtune.train(variants(150), **{**options, "tuning": config["tuning"], "task": config["task"]},
+                          max_steps=30, head_learning_rate=1e-2, global_batch_size=32)  # fmt: skip
+    assert again.predictor.predict(list(TEN)) == run.predictor.predict(list(TEN))
+    assert esmtune.load(tmp_path / "one").predict(list(TEN)) == run.predictor.predict(list(TEN))
+    plain = esmtune.train(variants(150), tuning=tuning, max_steps=3, task={"name": "regression", "loss": "squared"},
+                          **options)  # fmt: skip
+    assert plain.predictor.task == plain.predictor.task.pointwise()
+    assert (plain.predictor.task.scale, plain.predictor.task.ranking_weight) == ("linear", 0.0)
