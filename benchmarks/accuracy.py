@@ -1,13 +1,13 @@
 """Accuracy with default settings, beside published results of the same model size and ridge on embeddings.
 
     python benchmarks/accuracy.py --weights ESM2_8M --data FOLDER --runs runs       # everything: a day on two cores
-    python benchmarks/accuracy.py --weights ESM2_8M --data FOLDER --runs runs --only gb1-frozen if1-default
+    python benchmarks/accuracy.py --weights ESM2_8M --data FOLDER --runs runs --only gb1-frozen --seeds 0
 
 `--weights` is a Hugging Face folder of ESM-2 8M. `--data` holds gb1/three_vs_rest.csv, ss3/ss3.csv.gz (both of
 Schmirler et al. 2024, https://doi.org/10.1038/s41467-024-51844-2) and dms/if1_ecoli.csv, dms/pten_human.csv
 (Vieira et al. 2025), each with columns sequence, label and split. Runs lie in `--runs`; one that was stopped goes on,
-one that is there is read. Each row's result is written to `--results` as soon as it is there: all scores of three
-seeds, every option, versions.
+one that is there is read. Each seed's result is written to `--results` as soon as it is there, beside those of other
+seeds that earlier calls left: all scores, every option, versions.
 """
 
 import argparse
@@ -71,33 +71,38 @@ def table_of(row: Row, folder: Path) -> pl.DataFrame:
     return frame
 
 
-def run(name: str, row: Row, args: argparse.Namespace) -> dict[str, Any]:
-    """Train three seeds with the defaults, or read what an earlier call made."""
-    folder = args.runs / name
+def run(name: str, row: Row, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Train one seed with the defaults, or read what an earlier call made; what is to be kept of it."""
+    folder = args.runs / name / f"seed-{seed}"
     if not (folder / "metrics.json").is_file():
-        options = {"encoder": str(args.weights), "seeds": SEEDS, **row.options}
+        options = {"encoder": str(args.weights), "seed": seed, "precision": args.precision, **row.options}
         esmtune.train(table_of(row, args.data), out=folder, resume=True, watch=say, **options)
     metrics = json.loads((folder / "metrics.json").read_text())
     environment = json.loads((folder / "environment.json").read_text())
-    scores = [member["test"][row.metric] for member in metrics["members"].values()]
-    valid = [member["valid"][row.metric] for member in metrics["members"].values()]
+    config = (folder / "run.toml").read_text().replace(str(args.weights.resolve()), "ESM2_8M")
     return {
-        "row": name,
-        **asdict(row),
-        "test": scores,
-        "mean": statistics.fmean(scores),
-        "sd": statistics.stdev(scores),
-        "valid": valid,
-        "ensemble": metrics["test"][row.metric],
-        "collapsed": metrics["collapsed"],
-        "ridge": ridge(row, args) if row.metric != "accuracy" else None,
-        "reached": row.target is None or statistics.fmean(scores) >= row.target,
-        "epochs": {name: member["epoch"] for name, member in metrics["members"].items()},
+        "test": metrics["test"],
+        "valid": metrics["valid"],
+        "epoch": metrics["best"]["epoch"],
+        "seconds": environment["seconds"],
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": f"{processor()}, {torch.get_num_threads()} threads",
         "versions": environment["versions"],
-        "seconds": environment["seconds"],
-        "config": (folder / "run.toml").read_text().replace(str(args.weights.resolve()), "ESM2_8M"),
+        "config": config,
+    }
+
+
+def summary(name: str, row: Row, seeds: dict[str, dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
+    """The row over the seeds that there are."""
+    scores = [seed["test"][row.metric] for seed in seeds.values()]
+    return {
+        "row": name,
+        **asdict(row),
+        "mean": statistics.fmean(scores),
+        "sd": statistics.stdev(scores) if len(scores) > 1 else None,
+        "ridge": ridge(row, args) if row.metric != "accuracy" else None,
+        "reached": row.target is None or statistics.fmean(scores) >= row.target,
+        "seeds": seeds,
     }
 
 
@@ -130,17 +135,25 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
+    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--suffix", default="", help="at the end of the names of results")
     args = parser.parse_args()
     args.results.mkdir(parents=True, exist_ok=True)
     for name in args.only:
-        result = run(name, ROWS[name], args)
-        (args.results / f"accuracy-{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+        row, path = ROWS[name], args.results / f"accuracy-{name}{args.suffix}.json"
+        kept = json.loads(path.read_text()).get("seeds", {}) if path.is_file() else {}
+        for seed in args.seeds:
+            kept[str(seed)] = run(name, row, seed, args)
+            result = summary(name, row, dict(sorted(kept.items())), args)
+            path.write_text(json.dumps(result, indent=2) + "\n")
         beside = "" if result["ridge"] is None else f", ridge {result['ridge']:.3f}"
         target = "" if result["target"] is None else f", to reach {result['target']:.3f}"
+        scores = ", ".join(f"{seed['test'][row.metric]:.3f}" for seed in result["seeds"].values())
+        spread = "" if result["sd"] is None else f" ± {result['sd']:.4f}"
         print(
-            f"{name}: {result['metric']} {result['mean']:.4f} ± {result['sd']:.4f} "
-            f"({', '.join(f'{x:.3f}' for x in result['test'])}), published {result['published']:.3f}{target}{beside}, "
-            f"ensemble {result['ensemble']:.4f}",
+            f"{name}: {result['metric']} {result['mean']:.4f}{spread} ({scores}), "
+            f"published {result['published']:.3f}{target}{beside}",
             flush=True,
         )
 

@@ -12,12 +12,13 @@ from torch import Tensor
 from esmtune.kinds import Task
 from esmtune.records import Censored, Label
 from esmtune.regression import Regression
-from esmtune.ridge import FOLDS, solve_in_axes, solve_squares
+from esmtune.ridge import left_out, solve_in_axes, solve_squares
 from esmtune.tasks import Multitask
 
 WORK = 2e8  # points times numbers times outputs, of which a map is found at most; of more points a sample is taken
 LEAST = 500  # points that a sample has at least
-SCALE_SAMPLE = 1000  # points that decide on a scale
+SCALE_SAMPLE = 1000  # points that decide on a scale, at most
+FEWEST = 20  # the same at least
 NEGLIGIBLE = 1e-13  # of the largest axis' share of the variance
 
 Map = Callable[[Float[np.ndarray, "points dim"]], Float[Tensor, "points outputs"]]
@@ -88,9 +89,9 @@ def scaled(task: Task, x: Float[np.ndarray, "points dim"], labels: Sequence[Labe
     order = np.random.default_rng(seed).permutation(known)[:SCALE_SAMPLE]
     own = np.array([labels[i] for i in order], dtype=np.float64)
     linear, normal = (replace(task, scale=scale).refitted(labels).pointwise() for scale in ("linear", "normal"))
-    if len(order) < 2 * FOLDS or not normal.knots:
+    if len(order) < FEWEST or not normal.knots:
         return replace(linear, ranking_weight=task.ranking_weight), ""
-    errors = [_held_out_errors(each, x[order], own, seed) for each in (linear, normal)]
+    errors = _left_out_errors((linear, normal), x[order], own)
     gain = errors[0] - errors[1]
     is_better = gain.mean() > 2 * gain.std() / len(gain) ** 0.5
     shares = [1 - each.mean() / own.var() for each in errors]
@@ -103,18 +104,20 @@ def scaled(task: Task, x: Float[np.ndarray, "points dim"], labels: Sequence[Labe
     return replace(normal, ranking_weight=task.ranking_weight), why
 
 
-def _held_out_errors(
-    task: Regression, x: Float[np.ndarray, "points dim"], labels: Float[np.ndarray, "points"], seed: int
-) -> Float[np.ndarray, "points"]:
-    """The squared error of each label, in its own unit, by a map that was found without it and its fold."""
-    fold = np.random.default_rng(seed).permutation(len(labels)) % FOLDS
-    errors = np.empty(len(labels))
-    for number in range(FOLDS):
-        inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        seen = labels[inside].tolist()
-        found, _ = linear_map(x[inside], seen, np.ones(len(inside)), [1] * len(inside), task.refitted(seen), seed=seed)
-        errors[outside] = (np.array(task.refitted(seen).predict(found(x[outside]))) - labels[outside]) ** 2
-    return errors
+def _left_out_errors(
+    tasks: Sequence[Regression], x: Float[np.ndarray, "points dim"], labels: Float[np.ndarray, "points"]
+) -> list[Float[np.ndarray, "points"]]:
+    """The squared error of each label, in its own unit, by the map of all other points, on the scale of each task."""
+    rows = torch.from_numpy(x).double()
+    rows = rows - rows.mean(0)
+    turned, _, sizes = _own_axes(rows / rows.std(0, correction=0).clamp(min=1e-9 * rows.abs().max()))
+    alike = torch.full((len(x),), 1 / len(x), dtype=torch.float64)
+    found = []
+    for task in tasks:
+        y = task.targets(labels.tolist())[:, :1]
+        off = min((off for off, *_ in left_out(turned, sizes, y - y.mean(), alike)), key=lambda off: off.square().sum())
+        found.append((np.array(task.predict(y - off)) - labels) ** 2)
+    return found
 
 
 def _squares(rows: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, float]:

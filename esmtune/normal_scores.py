@@ -15,7 +15,7 @@ KNOTS = 61
 
 
 def curve(labels: Float[np.ndarray, "points"]) -> tuple[float, ...]:
-    """The heights of the curve through labels, none of which is unknown; equal labels share the middle of their scores.
+    """The heights of the curve through labels, none of which is unknown; where many are equal it is level.
 
     Beyond the largest and smallest label it goes on as steeply as over the last unit of scores before.
 
@@ -23,9 +23,8 @@ def curve(labels: Float[np.ndarray, "points"]) -> tuple[float, ...]:
     >>> round(heights[0], 1), round(heights[30], 1), len(heights)
     (-2.2, 49.0, 61)
     """
-    order, counts = np.unique(labels.astype(np.float64), return_counts=True)
-    shares = (counts.cumsum() - counts / 2) / counts.sum()  # of the labels below the middle of each
-    scores = torch.special.ndtri(torch.from_numpy(shares)).numpy()
+    order = np.sort(labels.astype(np.float64))
+    scores = _quantiles((np.arange(len(order)) + 0.5) / len(order))
     grid = np.linspace(-END, END, KNOTS)
     heights = np.interp(grid, scores, order)
     for end, is_beyond, inward in ((0, grid < scores[0], 1.0), (-1, grid > scores[-1], -1.0)):
@@ -48,7 +47,7 @@ def labels_at(scores: Float[Tensor, "*points"], heights: tuple[float, ...]) -> F
 
 
 def scores_of(labels: Float[np.ndarray, "points"], heights: tuple[float, ...]) -> Float[np.ndarray, "points"]:
-    """The scores of labels, NaN where a label is; where the curve is level, the middle of it.
+    """The scores of labels, NaN where a label is; where the curve is level, that of the middle of their ranks.
 
     >>> scores_of(np.array([0.0, 40.0]), tuple(np.linspace(-30.0, 30.0, 61))).round(6).tolist()
     [0.0, 4.0]
@@ -58,4 +57,11 @@ def scores_of(labels: Float[np.ndarray, "points"], heights: tuple[float, ...]) -
     below = np.clip(first - 1, 0, len(known) - 2)
     rise = known[below + 1] - known[below]
     between = below + np.divide(labels - known[below], rise, out=np.zeros_like(labels), where=rise > 0)
-    return np.where(first <= last, (first + last) / 2, between) * step - END + 0 * labels
+    ends = torch.from_numpy(np.stack((first, last)).clip(0, len(known) - 1) * step - END)
+    middle = _quantiles(torch.special.ndtr(ends).mean(0).numpy())
+    return np.where(first <= last, middle, between * step - END) + 0 * labels
+
+
+def _quantiles(shares: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]:
+    """Of the standard normal distribution."""
+    return torch.special.ndtri(torch.from_numpy(shares)).numpy()

@@ -4,7 +4,7 @@ Of squared errors this is ridge regression (Hoerl and Kennard 1970, https://doi.
 of cross-entropies penalized logistic regression.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -85,15 +85,24 @@ def solve_squares(
     >>> round(weight.item(), 1)
     3.0
     """
+    _, weight, penalty = min(left_out(x, sizes, y, leverage), key=lambda each: each[0].square().sum().item())
+    return weight, penalty
+
+
+def left_out(
+    x: Float[Tensor, "points axes"], sizes: Float[Tensor, "axes"], y: Float[Tensor, "points outputs"],
+    leverage: Float[Tensor, "points"],
+) -> Iterator[tuple[Float[Tensor, "points outputs"], Float[Tensor, "outputs axes"], float]]:  # fmt: skip
+    """For each penalty, how far each point is from what all the others predict; and the weight that all have, and it.
+
+    Arguments are those of `solve_squares`.
+    """
     squares, products = x.square(), x.T @ y
-    found = []
     for penalty in CLOSE:
         shrunk = 1 / (sizes.square() + penalty)
         weight = (products * shrunk[:, None]).T
         free = (1 - leverage - squares @ shrunk).clamp(min=1e-12)
-        found.append((((y - x @ weight.T) / free[:, None]).square().sum().item(), weight, penalty))
-    _, weight, penalty = min(found, key=lambda each: each[0])
-    return weight, penalty
+        yield (y - x @ weight.T) / free[:, None], weight, penalty
 
 
 def _path(
