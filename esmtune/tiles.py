@@ -36,19 +36,21 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         q, k, v, y, sums = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5
-        dy = gradients[0] / sums
-        # A column more of each, and the product is the gradient of the weights less what a softmax takes off it.
-        common = -(dy * y).sum(-1, keepdim=True)
-        dy_more = torch.cat((dy, common), -1).to(v.dtype)
-        v_more = torch.cat((v, torch.ones_like(v[..., :1])), -1)
-        dy = dy.to(v.dtype)
+        dy = (gradients[0] / sums).to(v.dtype)
+        # Two columns more of each, and the product is the gradient of the weights less what a softmax takes off it:
+        # that in two parts, for whatever is lost of it does not cancel over a row, and meets what all keys have alike.
+        common = -(dy.to(sums) * y).sum(-1, keepdim=True)
+        most = common.to(v.dtype)
+        dy_more = torch.cat((dy, most, (common - most).to(v.dtype)), -1)
+        v_more = torch.cat((v, torch.ones_like(v[..., :2])), -1)
+        centered = k - k.mean(-2, keepdim=True)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for tile, weights, scores in _tiles(q):
             _weigh(q[tile], k[tile], weights, ctx.safe[tile])
             torch.bmm(weights.mT, dy[tile], out=dv[tile])
             torch.bmm(dy_more[tile], v_more[tile].mT, out=scores)
             scores.mul_(weights)
-            _scaled_product(scores, k[tile], scale, dq[tile])
+            _scaled_product(scores, centered[tile], scale, dq[tile])
             _scaled_product(scores.mT, q[tile], scale, dk[tile])
         return dq, dk, dv
 
