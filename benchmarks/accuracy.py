@@ -73,7 +73,7 @@ def table_of(row: Row, folder: Path) -> pl.DataFrame:
 
 def run(name: str, row: Row, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train one seed with the defaults, or read what an earlier call made; what is to be kept of it."""
-    folder = args.runs / name / f"seed-{seed}"
+    folder = args.runs / f"{name}{args.suffix}" / f"seed-{seed}"
     if not (folder / "metrics.json").is_file():
         options = {"encoder": str(args.weights), "seed": seed, "precision": args.precision, **row.options}
         esmtune.train(table_of(row, args.data), out=folder, resume=True, watch=say, **options)
@@ -145,7 +145,7 @@ def main() -> None:
         kept = json.loads(path.read_text()).get("seeds", {}) if path.is_file() else {}
         for seed in args.seeds:
             kept[str(seed)] = run(name, row, seed, args)
-            result = summary(name, row, dict(sorted(kept.items())), args)
+            result = summary(name, row, dict(sorted(kept.items(), key=lambda item: int(item[0]))), args)
             path.write_text(json.dumps(result, indent=2) + "\n")
         beside = "" if result["ridge"] is None else f", ridge {result['ridge']:.3f}"
         target = "" if result["target"] is None else f", to reach {result['target']:.3f}"

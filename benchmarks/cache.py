@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=2 python benchmarks/cache.py --weights ESM2_8M --data gb1/three_vs_rest.csv [--rows N] [--rounds 3]
 
-The first run begins with an empty cache; the others take another seed of the head each. Prints the seconds of all, and
-the ratio of the first to the median of the others with its range.
+The first run begins with an empty cache, which `--cache` names and keeps; the others take another seed of the head each.
+Prints the seconds of all, and the ratio of the first to the median of the others with its range.
 """
 
 import argparse
@@ -24,14 +24,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rows", type=int, help="the first so many rows of each split")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cache", type=Path, help="a folder that is not there yet")
     args = parser.parse_args()
+    if args.cache and args.cache.exists():
+        sys.exit(f"{args.cache} is there already: name a new folder.")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         frame = pl.read_csv(args.data)
         if args.rows:
             frame = frame.group_by("split", maintain_order=True).head(args.rows)
         frame.write_csv(folder / "data.csv")
-        seconds = [run(folder, args.weights, seed) for seed in range(args.rounds + 1)]
+        cache = args.cache or folder / "cache"
+        seconds = [run(folder, args.weights, seed, cache) for seed in range(args.rounds + 1)]
     first, others = seconds[0], seconds[1:]
     ratios = sorted(first / other for other in others)
     print(f"{frame.height:,} rows, {frame['sequence'].str.len_chars().sum():,} residues")
@@ -39,10 +43,10 @@ def main() -> None:
     print(f"ratio {first / statistics.median(others):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})")
 
 
-def run(folder: Path, weights: str, seed: int) -> float:
+def run(folder: Path, weights: str, seed: int, cache: Path) -> float:
     """Seconds of a whole `esmtune train`, the head's first weights drawn from a seed."""
     command = [sys.executable, "-m", "esmtune", "train", folder / "data.csv", "--encoder", weights]
-    command += ["--seed", str(seed), "--out", folder / f"run-{seed}", "--cache", folder / "cache"]
+    command += ["--seed", str(seed), "--out", folder / f"run-{seed}", "--cache", cache]
     start = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     return time.perf_counter() - start

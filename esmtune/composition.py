@@ -19,6 +19,7 @@ from esmtune.predicting import Spec
 from esmtune.predictor import Predictor, find_encoder
 from esmtune.records import Dataset, Label, Level, of_target
 from esmtune.registry import nearest
+from esmtune.regression import Regression
 from esmtune.sampling import can_draw
 from esmtune.tasks import Multitask, Task, task
 from esmtune.tuning import automatic, tuning
@@ -98,7 +99,7 @@ def _takes(kind: str, option: str, value: Any) -> bool:
 
 def task_options(kind: str, level: Level, asked: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a task: those that were asked for, and what is usual for a kind of labels at a level."""
-    is_usual = kind == "regression" and level == "sequence" and "loss" not in asked
+    is_usual = kind == "regression" and level == "sequence" and asked.get("loss", "squared") == "squared"
     return task.resolve({**(REGRESSION if is_usual else {}), **asked, "name": kind})
 
 
@@ -286,6 +287,14 @@ def _same_task(fitted: Task, start: Predictor, config: TrainConfig) -> Task:
             f"Start its head anew: --init-skip head{instead}."
         )
     asked = {k: v for k, v in fitted.spec().items() if k.removesuffix("_name") in (config.task or {}) and k != "name"}
+    if isinstance(old, Regression):
+        scale, error = asked.get("scale", old.scale), asked.get("loss_name", old.loss_name)
+        if scale != old.scale or (old.knots and error not in loss):
+            raise ValueError(
+                f"the predictor to start from learned labels on the scale {old.scale}, which does not go with "
+                f"{f'the scale {scale}' if scale != old.scale else f'the loss {error}'}. Leave it out, or start its "
+                "head anew: --init-skip head."
+            )
     return replace(old, **asked)  # pyright: ignore[reportArgumentType]
 
 

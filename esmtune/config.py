@@ -29,7 +29,7 @@ RECIPES: dict[str, dict[str, int | float]] = {
 }  # fmt: skip
 LEAST_STEPS = 2000  # from few labels it takes more epochs
 RECIPE_OF = {"frozen": "frozen", "full": "full", "last": "full", "probe-then-full": "full"}
-# How numbers of sequences are learned, unless a loss is asked for: docs/recipes.md.
+# How numbers of sequences are learned, unless another loss than squared is asked for: docs/recipes.md.
 REGRESSION: Part = {"ranking_weight": 3.0, "scale": "auto"}
 LAYERS = 7  # that the head sees of an encoder, spread evenly from the embeddings to the last
 TOKENS_PER_BATCH = 4096

@@ -32,7 +32,7 @@ from esmtune.writers import whole_folder
 class Ensemble(Predicting):
     """Predictors of one architecture and target, trained from different seeds or on different folds.
 
-    Their outputs are averaged: numbers as such, classes by probability (Lakshminarayanan et al. 2017,
+    Their outputs are averaged: numbers in the label's unit, classes by probability (Lakshminarayanan et al. 2017,
     https://doi.org/10.48550/arXiv.1612.01474). Where they share a frozen encoder, it computes once.
 
     Raises:
@@ -47,7 +47,7 @@ class Ensemble(Predicting):
             if member.spec.targets != first.spec.targets or member.task.num_outputs != first.task.num_outputs:
                 raise ValueError("the members of an ensemble predict different targets.")
         self.members = tuple(members)
-        self.spec, self.task, self.masks = first.spec, first.task, first.masks
+        self.spec, self.task, self.masks = first.spec, first.task.plain(), first.masks
         self.references = first.references
 
     @property
@@ -85,7 +85,7 @@ class Ensemble(Predicting):
         tokens_per_batch: int = TOKENS_PER_BATCH,
         watch: Watcher = silent,
     ) -> tuple[Float[Tensor, "members points outputs"], Float[Tensor, "sequences"]]:
-        """What each member gives for clean sequences, in the unit of the first, and how far the first finds them."""
+        """What each member gives for clean sequences, in the unit of the label, and how far the first finds them."""
         options = {"hide": hide, "tokens_per_batch": tokens_per_batch, "watch": watch}
         if len({id(member.encoder) for member in self.members}) == 1:
             own, distances = answers_of(self.members, sequences, references=references, **options)

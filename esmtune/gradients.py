@@ -95,7 +95,8 @@ def _gradient_of_outputs(
     """
     rows = inputs.rows(batch).to(fabric.device)
     found = torch.zeros(len(rows), inputs.predictor.task.num_outputs, device=fabric.device)
-    with torch.no_grad():
+    devices = [fabric.device] if fabric.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):  # what PEFT draws now, it draws again with a graph
         for micro in inputs.mine(batch):
             seeds = torch.tensor(micro, dtype=torch.long) + seed
             places = _places(inputs, batch, micro).to(fabric.device)

@@ -97,7 +97,11 @@ class Task(ABC):
         return False
 
     def pointwise(self) -> "Task":
-        """The same task with a loss that is a sum over points, if it has one."""
+        """The same task, with a loss that is a sum over points if it has one."""
+        return self
+
+    def plain(self) -> "Task":
+        """The same task, pointwise, and on no scale but the labels' own; its `translated` reads this one's outputs."""
         return self
 
     def count(self, targets: Float[Tensor, "*points columns"]) -> int:

@@ -45,10 +45,8 @@ def linear_map(
     >>> round(float(Regression.fit(labels).predict(found(np.array([[20.0]])))[0]), 2)
     61.0
     """
-    center, scale = x.mean(0), x.std(0)
-    scale = np.where(scale > 1e-9 * np.maximum(1, np.abs(center)), scale, 1.0)
-    rows = torch.from_numpy((x - center) / scale).double()
-    task = task.pointwise()
+    standardized, center, scale = _standardized(x)
+    rows = torch.from_numpy(standardized).double()
     targets, weight = task.targets(labels), torch.from_numpy(weights).double()
     if isinstance(task, Regression) and not any(isinstance(label, Censored) for label in labels):
         found, bias, penalty = _squares(rows, targets[:, :1], weight)
@@ -68,49 +66,53 @@ def linear_map(
     return apply, penalty
 
 
-def scaled(task: Task, x: Float[np.ndarray, "points dim"], labels: Sequence[Label], *, seed: int) -> tuple[Task, str]:
-    """Decide on which scale labels are learned, where that is open, and say why; nothing where it is not.
+def on_best_scale(
+    task: Task, features: Callable[[], Float[np.ndarray, "points dim"]], points: Sequence[int], labels: Sequence[Label]
+) -> tuple[Task, str]:
+    """Decide on which scale labels are learned, where that is open, and say why if it is not that of the labels.
 
     It is that of normal scores if a linear map of frozen features, of at most `SCALE_SAMPLE` training points, then
     predicts labels that it has not seen better, in their own unit, by more than chance: squared errors are smaller by
-    two standard errors of their mean difference or more.
+    two standard errors of their mean difference or more. The `points` are which of all training labels the features
+    are of, in an order that says nothing; they are asked for only where there is something to decide.
+
+    >>> x = np.linspace(-2.0, 2.0, 99)[:, None]
+    >>> labels = np.exp(3 * x[:, 0]).tolist()
+    >>> found, _ = on_best_scale(Regression.fit(labels, scale="auto"), lambda: x, range(99), labels)
+    >>> found.scale
+    'normal'
     """
     if isinstance(task, Multitask):
         found, said = [], []
         for place, (name, part) in enumerate(zip(task.names, task.tasks, strict=True)):
             own = [None if label is None else label[place] for label in labels]  # pyright: ignore[reportIndexIssue]
-            new, why = scaled(part, x, own, seed=seed)
+            new, why = on_best_scale(part, features, points, own)
             found.append((name, new))
             said += [f"{name}: {why}"] if why else []
         return Multitask.of(found), " ".join(said)
     if not isinstance(task, Regression) or task.scale != "auto":
         return task, ""
-    known = [i for i, label in enumerate(labels) if isinstance(label, float)]
-    order = np.random.default_rng(seed).permutation(known)[:SCALE_SAMPLE]
-    own = np.array([labels[i] for i in order], dtype=np.float64)
-    linear, normal = (replace(task, scale=scale).refitted(labels).pointwise() for scale in ("linear", "normal"))
-    if len(order) < FEWEST or not normal.knots:
-        return replace(linear, ranking_weight=task.ranking_weight), ""
-    errors = _left_out_errors((linear, normal), x[order], own)
+    linear, normal = replace(task, scale="linear"), replace(task, scale="normal").refitted(labels)
+    known = [row for row, point in enumerate(points) if isinstance(labels[point], float)][:SCALE_SAMPLE]
+    if len(known) < FEWEST or not normal.knots or not np.isfinite(x := features()[known]).all():
+        return linear, ""
+    own = np.array([labels[points[row]] for row in known], dtype=np.float64)
+    errors = _left_out_errors((linear, normal), x, own)
     gain = errors[0] - errors[1]
-    is_better = gain.mean() > 2 * gain.std() / len(gain) ** 0.5
+    if not gain.mean() > 2 * gain.std() / len(gain) ** 0.5:
+        return linear, ""
     shares = [1 - each.mean() / own.var() for each in errors]
-    if not is_better:
-        return replace(linear, ranking_weight=task.ranking_weight), ""
-    why = (
+    return normal, (
         f"Labels are learned as normal scores, of which a linear map of frozen features predicts {shares[1]:.2f} of "
         f"their variance (R2, held out), and {shares[0]:.2f} as they are (--task.scale linear leaves them so)."
     )
-    return replace(normal, ranking_weight=task.ranking_weight), why
 
 
 def _left_out_errors(
     tasks: Sequence[Regression], x: Float[np.ndarray, "points dim"], labels: Float[np.ndarray, "points"]
 ) -> list[Float[np.ndarray, "points"]]:
     """The squared error of each label, in its own unit, by the map of all other points, on the scale of each task."""
-    rows = torch.from_numpy(x).double()
-    rows = rows - rows.mean(0)
-    turned, _, sizes = _own_axes(rows / rows.std(0, correction=0).clamp(min=1e-9 * rows.abs().max()))
+    turned, _, sizes = _own_axes(torch.from_numpy(_standardized(x)[0]).double())
     alike = torch.full((len(x),), 1 / len(x), dtype=torch.float64)
     found = []
     for task in tasks:
@@ -118,6 +120,15 @@ def _left_out_errors(
         off = min((off for off, *_ in left_out(turned, sizes, y - y.mean(), alike)), key=lambda off: off.square().sum())
         found.append((np.array(task.predict(y - off)) - labels) ** 2)
     return found
+
+
+def _standardized(
+    x: Float[np.ndarray, "points dim"],
+) -> tuple[Float[np.ndarray, "points dim"], np.ndarray, np.ndarray]:
+    """Numbers of mean 0 and spread 1, where they vary at all; and the mean and spread that they had."""
+    center, scale = x.mean(0), x.std(0)
+    scale = np.where(scale > 1e-9 * np.maximum(1, np.abs(center)), scale, 1.0)
+    return (x - center) / scale, center, scale
 
 
 def _squares(rows: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, float]:

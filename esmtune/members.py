@@ -132,7 +132,7 @@ def train_members(
         predictors = [
             _assembled(member, origin, fitted_task, found) for member, found in zip(members, fitted, strict=True)
         ]
-    common = predictors[0].task
+    common = predictors[0].task.plain()  # each member may learn labels on another scale
     draws = torch.stack(
         [
             torch.stack([common.translated(draw, p.task) for draw in f.outputs])
@@ -237,7 +237,9 @@ def _train_stages(
         if fabric.is_global_zero:
             journal.save(f"{member.name}.probe", done)
     first = Fitted.of(done)
-    predictor.with_task(task.load(first.task)).load_state_dict(first.weights, strict=False)
+    if not predictor.task.only_orders:  # whose outputs are given a unit again, when all is done
+        predictor.with_task(task.load(first.task))
+    predictor.load_state_dict(first.weights, strict=False)
     for name, weight in predictor.encoder.named_parameters():
         weight.requires_grad_(name in predictor.rates)
     first = replace(first, history=[{"stage": "probe"} | entry for entry in first.history])

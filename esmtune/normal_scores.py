@@ -43,7 +43,8 @@ def labels_at(scores: Float[Tensor, "*points"], heights: tuple[float, ...]) -> F
     place = (scores.double() + END) / step
     below = place.floor().nan_to_num().clamp(0, len(heights) - 2).long()
     known = torch.tensor(heights, dtype=torch.float64, device=scores.device)
-    return known[below] + (known[below + 1] - known[below]) * (place - below)
+    rise = (known[below + 1] - known[below]) * (place - below)
+    return known[below] + rise.where((known[below + 1] > known[below]) | place.isnan(), 0.0)
 
 
 def scores_of(labels: Float[np.ndarray, "points"], heights: tuple[float, ...]) -> Float[np.ndarray, "points"]:

@@ -125,7 +125,7 @@ class Predictor(nn.Module, Predicting):
 
         Each is pooled by itself, so that residues are laid side by side only for a head that sees them.
         """
-        if type(self.head).pool is not Head.pool:  # one's own may do as it likes
+        if (type(self.head).pool, type(self.head).pooled) != (Head.pool, Head.pooled):  # one's own may do as it likes
             return self.head.pool(_side_by_side(layers))
         parts = [self.head.pool(layer) for layer in layers]
         if len(parts) == 1:

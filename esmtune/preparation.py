@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from esmtune.esm2 import Tokens
 from esmtune.events import Notice
 from esmtune.gradients import Network
 from esmtune.inputs import Inputs
-from esmtune.linear import scaled
+from esmtune.linear import on_best_scale
 from esmtune.optimization import parameter_groups
 from esmtune.pooling import Pooled
 from esmtune.predictor import Predictor
@@ -43,17 +45,13 @@ def set_up(
             head.fit(seen)
         if drifts:
             predictor.reference = _reference(inputs, sample, seen)
-        if predictor.level == "sequence":
-            own = [labels[inputs.starts[i]] for i in sample]
-            decided, why = scaled(predictor.task, predictor.vectors(seen).numpy(force=True), own, seed=config.seed)
-            predictor.with_task(decided)
-            if why:
-                inputs.watch(Notice(why))
+    is_seen = head.standardizes and is_new and predictor.level == "sequence"
+    _decide_on_scale(predictor, inputs, train, labels, config.seed, is_seen=is_seen)
     if head.is_solved:
         if not inputs.is_kept:
             raise ValueError("head 'ridge' is solved in one go, on a frozen encoder: take --tuning frozen.")
         rows = inputs.rows(train).to(fabric.device)
-        task = predictor.task.pointwise()
+        task = predictor.with_task(predictor.task.pointwise()).task
         targets = task.targets(labels).to(fabric.device)
         seen = inputs(train)
         head.solve(seen, lambda outputs, of: task.loss(outputs, targets[rows[of]], weights[rows[of]]), config.seed)
@@ -69,6 +67,25 @@ def _reference(inputs: Inputs, sample: list[int], seen: Pooled) -> tuple[Tokens,
     tokens = Tokens.of([inputs.sequences[nearest]]).to(device)
     with torch.no_grad(), evaluating(predictor):
         return tokens, predictor.pooled(tokens).features[0]
+
+
+def _decide_on_scale(
+    predictor: Predictor, inputs: Inputs, train: list[int], labels: Sequence[Label], seed: int, *, is_seen: bool
+) -> None:
+    """Give the predictor the task on the scale that a sample of the training records speaks for, if that is open."""
+    sample = _sample(train, seed)
+    places = {record: place for place, record in enumerate(train)}
+
+    @cache
+    def features() -> np.ndarray:
+        return predictor.vectors(inputs.pooled(sample, "measuring")).numpy(force=True)
+
+    own = [labels[row] for row in inputs.rows(train).tolist()]
+    points = [places[record] for record in sample] if is_seen else []
+    decided, why = on_best_scale(predictor.task, features, points, own)
+    predictor.with_task(decided)
+    if why:
+        inputs.watch(Notice(why))
 
 
 @contextmanager

@@ -114,6 +114,10 @@ class Regression(Task):
         """Without what compares points, unless there is nothing else."""
         return replace(self, ranking_weight=0.0)
 
+    def plain(self) -> "Regression":
+        """The same on the scale of the labels as they are."""
+        return replace(self.pointwise(), scale="linear", knots=())
+
     def targets(self, labels: Sequence[Label]) -> Float[Tensor, "points 2"]:
         """Standardized labels and their sides, NaN where unknown."""
         values, sides = _values(labels)
@@ -125,7 +129,7 @@ class Regression(Task):
         targets: Float[Tensor, "*points 2"],
         weights: Float[Tensor, "*points"] | None = None,
     ) -> Total:
-        """The chosen error, in standard deviations of the training labels, and what is asked for of their order.
+        """The chosen error, in standard deviations of training labels or of their normal scores, and of their order.
 
         What is said of an order is the mean over what is compared, times the weights of the known points: so a step
         weighs as much as it has points.
@@ -167,7 +171,7 @@ class Regression(Task):
         return labels_at(learned, self.knots) if self.knots else learned * self.spread + self.center
 
     def _middle(self, outputs: Float[Tensor, "*points outputs"]) -> Float[Tensor, "*points"]:
-        """What is predicted, in standard deviations of the training labels."""
+        """What is predicted, in standard deviations of the training labels or of their normal scores."""
         return outputs[..., 0].double() if self.distribution is None else self.distribution.center(outputs.double())
 
     def _saying(self, labels: Float[Tensor, "*points"]) -> Float[Tensor, "*points 1"]:
@@ -193,8 +197,7 @@ class Regression(Task):
 
     def baseline(self, count: int) -> Float[Tensor, "points outputs"]:
         """The mean of the training labels."""
-        learned = scores_of(np.array([self.center]), self.knots).item() if self.knots else 0.0
-        return torch.full((count, self.num_outputs), learned)
+        return torch.full((count, self.num_outputs), self._standardized(np.array([self.center])).item())
 
     def average(self, members: Float[Tensor, "members points outputs"]) -> Float[Tensor, "points outputs"]:
         """The mean of what the members say."""

@@ -79,7 +79,7 @@ def metrics_of(
     if diverged:
         metrics["diverged"] = diverged
     # Of this run's training labels: a task that went on from a saved predictor is in the unit of that one's.
-    ignorant = fit_task(dataset, without_loss(config.task))
+    ignorant = fit_task(dataset, without_loss(config.task)).plain()
     # With folds every training record was held out once, and what its own member said of it is its validation.
     metrics |= {"split": dict(curated.split)} | _by_nearness(trained, dataset, near)
     for split in ("valid", "test"):
@@ -125,6 +125,8 @@ def resolved(config: TrainConfig, curated: Curated, spec: "Spec") -> TrainConfig
 
     columns, kind = curated.columns, curated.dataset.kind
     options = config.task if kind == "multitask" else task_options(kind, curated.dataset.level, config.task or {})
+    if config.init and kind == "regression":  # the task that was there goes on
+        options = {**(options or {}), **{name: spec.task[name] for name in ("ranking_weight", "scale")}}
     return replace(
         config,
         target=_targets(curated),

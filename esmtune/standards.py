@@ -134,10 +134,10 @@ def judged(
     """The same of records that a predictor is evaluated on: baselines, intervals, and what was gained."""
     task, level = predictor.task, dataset.level
     found = training_data(Path(run) if isinstance(run, str | Path) else None, predictor.spec.trained_on["sha256"])
-    means, train, ignorant = Means(), [], task
+    means, train, ignorant = Means(), [], task.plain()
     if found is not None and dataset.kind != "mlm":
         learned, config = found
-        train, ignorant = learned.of("train"), fit_task(learned, without_loss(config.task))
+        train, ignorant = learned.of("train"), fit_task(learned, without_loss(config.task)).plain()
         name = predictor.spec.encoder.name
         expect = None if predictor.spec.encoder.is_random else expecter(name, predictor.device.type, watch)
         means = Means(seed=config.seed, embed=_embed_if_kept(predictor, config, train, level, watch), expect=expect)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from esmtune.journal import Entry
 from esmtune.predictor import Predictor
-from esmtune.tasks import Total
+from esmtune.tasks import Total, task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +65,14 @@ def entry_of(now: Standing, predictor: Predictor, optimizer: Any) -> Entry:
     tensors |= {f"optimizer/{number}/{key}": t for number, found in state.items() for key, t in found.items()}
     tensors |= {"running": now.running.sum, "random": torch.get_rng_state()}
     kept = ("step", "is_due", "is_over", "since_best", "history", "best")
-    return tensors, {name: getattr(now, name) for name in kept} | {"count": now.running.count}
+    facts = {name: getattr(now, name) for name in kept}
+    return tensors, facts | {"count": now.running.count, "task": predictor.task.spec()}
 
 
 def restore(entry: Entry, now: Standing, predictor: Predictor, optimizer: Any) -> None:
     """Go back to where an entry was made."""
     tensors, facts = entry
-    predictor.load_state_dict(_under(tensors, "now/"), strict=False)
+    predictor.with_task(task.load(facts.pop("task"))).load_state_dict(_under(tensors, "now/"), strict=False)
     now.weights, now.average = _under(tensors, "best/"), _under(tensors, "average/")
     now.running = Total(tensors["running"].to(now.running.sum.device), facts.pop("count"))
     torch.set_rng_state(tensors["random"])

@@ -10,6 +10,10 @@ file (number, name or names), and defines what is abstract in `Task`: `num_outpu
 - `average`, `disagreement`: of an ensemble, the mean of outputs and the standard deviation of predictions.
 - `resampled`: scores of many resamples, one after the other; all at once is faster.
 - `compares`: False, which promises that the total of a batch is the sum of the totals of its parts.
+- `only_orders`: False; True says that there is no loss of a single point, so that a step needs two, and that a linear
+  map is no baseline.
+- `pointwise`, `plain`: itself; of a task that compares one that does not, and of one that learns labels on a scale of
+  its own one that does neither.
 
 `esmtune.classes.Named` does all but `fit`, `loss` and `scores` for whatever has one of several names.
 """
@@ -164,6 +168,10 @@ class Multitask(Task):
     def pointwise(self) -> "Multitask":
         """All tasks with such a loss."""
         return Multitask.of([(name, part.pointwise()) for name, part in zip(self.names, self.tasks, strict=True)])
+
+    def plain(self) -> "Multitask":
+        """All tasks on no scale but that of their labels."""
+        return Multitask.of([(name, part.plain()) for name, part in zip(self.names, self.tasks, strict=True)])
 
     def parts(self) -> list[tuple[str, Task, slice]]:
         """The tasks by the name of their target, and which outputs are theirs."""

@@ -61,8 +61,6 @@ def train_once(
     of_valid = [shown[i] for i in inputs.rows(valid).tolist()]
     metric = choosing_metric(config, predictor.task, of_valid, watch)
     model, optimizer = set_up(fabric, config, predictor, inputs, train, labels, weights, begin)
-    task = predictor.task
-    targets = task.targets(labels).to(fabric.device)
     schedule = Schedule(config, 0 if predictor.head.is_solved else len(train))
     now = Standing(
         weights=moving(predictor), average=moving(predictor) if config.ema else {}, running=nothing(fabric),
@@ -74,6 +72,8 @@ def train_once(
         watch(Notice(f"Going on after step {now.step:,} of {schedule.total:,}."))
     elif predictor.head.is_solved:
         now.is_due = True
+    task = predictor.task  # whose scale was decided on
+    targets = task.targets(labels).to(fabric.device)
     diverged = None
     model.train()
     live = {n: w for n, w in predictor.state_dict().items() if n in now.average}

@@ -29,7 +29,8 @@ def test_1_labels_stay_with_their_sequences_whatever_their_lengths(tiny, tuning)
     """A batch was sorted by length, longest first, and paired with labels that were not."""
     assert [len(s) for s in TEN] != sorted(map(len, TEN), reverse=True)
     run = train(tiny, tuning=tuning, epochs=1, valid_fraction=0, test_fraction=0, global_batch_size=10,
-                head_learning_rate=0.0, encoder_learning_rate=0.0, head={"name": "mlp", "dropout": 0.0})  # fmt: skip
+                head_learning_rate=0.0, encoder_learning_rate=0.0, head={"name": "mlp", "dropout": 0.0},
+                task={"name": "regression", "ranking_weight": 0.0})  # fmt: skip
     alone = np.array([run.predictor.predict([sequence])[0] for sequence in TEN])
     labels = np.array([label for _, label in LENGTHS])
     error = ((alone - labels) / labels.std()) ** 2

@@ -11,7 +11,8 @@ from scipy.stats import norm, rankdata
 
 import esmtune
 from esmtune.classes import Binary
-from esmtune.linear import scaled
+from esmtune.ensembles import Ensemble
+from esmtune.linear import on_best_scale
 from esmtune.normal_scores import END, KNOTS, curve, labels_at, scores_of
 from esmtune.records import Censored
 from esmtune.tasks import Multitask, Regression
@@ -82,22 +83,49 @@ def test_a_scale_that_cannot_be_is_refused():
             Regression.fit([1.0, 2.0], loss=loss, scale="normal")
 
 
+def decided(task, x, labels, points=None):
+    return on_best_scale(task, lambda: x, range(len(labels)) if points is None else points, labels)
+
+
 def test_the_scale_is_that_from_which_unseen_labels_are_predicted():
     x = DRAWN.normal(size=(300, 4))
     known = x @ [1.0, -2.0, 0.5, 0.0]
     for labels, expected in ((known, "linear"), (np.exp(known), "normal"), (np.exp(known[:19]), "linear")):
         task = Regression.fit(labels.tolist(), ranking_weight=3.0, scale="auto")
-        found, why = scaled(task, x[: len(labels)], labels.tolist(), seed=0)
+        found, why = decided(task, x, labels.tolist())
         assert isinstance(found, Regression)
         assert (found.scale, bool(found.knots), found.ranking_weight) == (expected, expected == "normal", 3.0)
         assert ("normal scores" in why) == (expected == "normal")
-        assert scaled(found, x[: len(labels)], labels.tolist(), seed=0) == (found, "")  # decided is decided
+        assert decided(found, None, labels.tolist()) == (
+            found,
+            "",
+        )  # decided is decided, and features are not asked for
     both = Multitask.of([("a", Regression.fit(np.exp(known).tolist(), scale="auto")), ("b", Binary.fit(["x", "y"]))])
     pairs = [(value, "xy"[place % 2]) for place, value in enumerate(np.exp(known).tolist())]
-    found, why = scaled(both, x, [*pairs[:-1], None], seed=0)
+    found, why = decided(both, x, [*pairs[:-1], None])
     assert isinstance(found, Multitask)
     assert [getattr(part, "scale", None) for part in found.tasks] == ["normal", None]
     assert why.startswith("a: ")
+
+
+def test_a_sample_decides_and_all_labels_make_the_scale():
+    x = DRAWN.normal(size=(400, 2))
+    labels = np.exp(1.2 * x[:, 0]).tolist()
+    places = DRAWN.permutation(400)[:250].tolist()
+    for task in (Regression.fit(labels, scale="auto"), Regression.fit(x[:, 0].tolist(), scale="auto")):
+        own = labels if task.center > 1 else x[:, 0].tolist()
+        found, _ = decided(task, x[places], own, places)
+        assert found == Regression.fit(own, scale=found.scale)
+        assert found.scale == ("normal" if own is labels else "linear")
+
+
+@pytest.mark.parametrize("x", [np.zeros((60, 3)), np.full((60, 3), np.nan)], ids=["constant", "no numbers"])
+def test_features_that_say_nothing_leave_labels_as_they_are(x):
+    labels = DRAWN.exponential(size=60).tolist()
+    assert decided(Regression.fit(labels, scale="auto"), x, labels) == (Regression.fit(labels), "")
+    bounded = [*[10.0] * 30, *[Censored(20.0, ">")] * 30]
+    found, _ = decided(Regression.fit(bounded, scale="auto"), DRAWN.normal(size=(60, 3)), bounded)
+    assert found.scale == "linear"
 
 
 def variants(count):
@@ -125,7 +153,37 @@ def test_a_run_decides_once_says_so_and_is_repeated_by_its_file(tiny, tmp_path, 
                           max_steps=30, head_learning_rate=1e-2, global_batch_size=32)  # fmt: skip
     assert again.predictor.predict(list(TEN)) == run.predictor.predict(list(TEN))
     assert esmtune.load(tmp_path / "one").predict(list(TEN)) == run.predictor.predict(list(TEN))
-    plain = esmtune.train(variants(150), tuning=tuning, max_steps=3, task={"name": "regression", "loss": "squared"},
-                          **options)  # fmt: skip
-    assert plain.predictor.task == plain.predictor.task.pointwise()
-    assert (plain.predictor.task.scale, plain.predictor.task.ranking_weight) == ("linear", 0.0)
+    plain = esmtune.train(variants(150), tuning=tuning, max_steps=3,
+                          task={"name": "regression", "ranking_weight": 0.0, "scale": "linear"}, **options)  # fmt: skip
+    assert plain.predictor.task == plain.predictor.task.plain()
+
+
+def test_members_on_different_scales_speak_in_the_unit_of_the_label(tiny, tmp_path):
+    """Each says what it says, whatever the others were trained on: nothing is lost below the first one's curve."""
+    rows, members = [], []
+    for scale in ("normal", "linear"):
+        task = {"name": "regression", "scale": scale, "ranking_weight": 0.0}
+        run = esmtune.train(variants(60), encoder=str(tiny), max_steps=20, task=task, folds=1, cache="none",
+                            report=False)  # fmt: skip
+        members.append(run.predictor)
+        rows.append(run.predictor.predict(list(TEN)))
+    for order in (members, members[::-1]):
+        together = Ensemble(order)
+        assert together.predict(list(TEN)) == pytest.approx(np.mean(rows, axis=0).tolist(), rel=1e-6)
+        together.save(tmp_path / order[0].task.scale)
+        assert esmtune.load(tmp_path / order[0].task.scale).predict(list(TEN)) == together.predict(list(TEN))
+
+
+def test_a_run_that_goes_on_from_another_keeps_its_scale(tiny, tmp_path):
+    options = {"split": "random", "cache": "none", "report": False, "max_steps": 10}
+    esmtune.train(variants(150), encoder=str(tiny), out=tmp_path / "one", **options)
+    two = esmtune.train(variants(150), init=str(tmp_path / "one"), out=tmp_path / "two", **options)
+    saved = tomllib.loads((tmp_path / "two" / "run.toml").read_text())["task"]
+    assert (saved["scale"], saved["ranking_weight"]) == ("normal", 3.0)
+    again = esmtune.train(variants(150), init=str(tmp_path / "one"), task=saved, **options)
+    assert again.predictor.predict(list(TEN)) == two.predictor.predict(list(TEN))
+    for task in ({"scale": "linear"}, {"loss": "pairwise"}):
+        with pytest.raises(ValueError, match="learned labels on the scale normal, which does not go with"):
+            esmtune.train(variants(150), init=str(tmp_path / "one"), task={"name": "regression", **task}, **options)
+    anew = esmtune.train(variants(150), init=str(tmp_path / "one"), init_skip=["head.out"], **options)
+    assert anew.predictor.task.scale != "auto"

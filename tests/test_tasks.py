@@ -263,6 +263,7 @@ def test_the_order_of_points_is_added_to_a_loss_by_its_weight(name):
     assert both.pointwise() == plain
     assert both.refitted([1.0, 4.0]).ranking_weight == 2.5
     assert both.finished(outputs, labels) is both  # which has a unit already
+    assert both.plain() == plain
     assert Multitask.of([("y", both)]).pointwise() == Multitask.of([("y", plain)])
 
 
