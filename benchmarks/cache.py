@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=2 python benchmarks/cache.py --weights ESM2_8M --data gb1/three_vs_rest.csv [--rows N] [--rounds 3]
 
-The first run begins with an empty cache, which `--cache` names and keeps; the others take another seed of the head each.
+The first run begins with an empty cache, which `--cache` names and keeps; the others take another seed of the head.
 Prints the seconds of all, and the ratio of the first to the median of the others with its range.
 """
 

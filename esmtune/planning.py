@@ -167,6 +167,9 @@ def _stages(predictor: Predictor, config: TrainConfig, members: Sequence[Member]
     epochs = _steps(members[0]) / max(1, _steps_per_epoch(members[0]))
     learned, held = (sum(len(r.sequence) for m in members for r in m.data.of(split)) for split in ("train", "valid"))
     yield _stage("training", _timed(_of_both(predictor, tokens)), epochs * learned / residues)
+    steps = sum(_steps_per_epoch(member) for member in members)
+    if predictor.task.compares and learned > chosen.tokens * steps:  # of several passes, whose outputs are needed first
+        yield _stage("comparing", forward, epochs * learned / residues)
     yield _stage("validating", forward, epochs * held / residues)
     yield _stage("predicting", forward, len(members) * sum(map(len, everything)) / residues)
 

@@ -177,7 +177,7 @@ def test_every_number_of_the_reference_tutorial_can_be_set(table, tiny, tmp_path
     config = tomllib.loads((tmp_path / "r" / "run.toml").read_text())
     assert config["head"] == {"name": "mlp", "pool": "mean", "hidden": 12, "depth": 2, "dropout": 0.1}
     assert config["tuning"] == {"name": "full", "layer_decay": 1.0}
-    assert config["task"] == {"name": "regression", "loss": "huber"}
+    assert config["task"] == {"name": "regression", "loss": "huber", "ranking_weight": 0.0, "scale": "linear"}
     assert (config["micro_batch_size"], config["global_batch_size"], config["max_steps"]) == (2, 4, 3)
     assert (
         len((tmp_path / "r" / "logs" / "csv" / "metrics.csv").read_text().splitlines()) == 3
