@@ -92,7 +92,7 @@ def run(name: str, row: Row, seed: int, args: argparse.Namespace) -> dict[str, A
     }
 
 
-def summary(name: str, row: Row, seeds: dict[str, dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
+def summary(name: str, row: Row, seeds: dict[str, dict[str, Any]], base: float | None) -> dict[str, Any]:
     """The row over the seeds that there are."""
     scores = [seed["test"][row.metric] for seed in seeds.values()]
     return {
@@ -100,7 +100,7 @@ def summary(name: str, row: Row, seeds: dict[str, dict[str, Any]], args: argpars
         **asdict(row),
         "mean": statistics.fmean(scores),
         "sd": statistics.stdev(scores) if len(scores) > 1 else None,
-        "ridge": ridge(row, args) if row.metric != "accuracy" else None,
+        "ridge": base,
         "reached": row.target is None or statistics.fmean(scores) >= row.target,
         "seeds": seeds,
     }
@@ -143,9 +143,10 @@ def main() -> None:
     for name in args.only:
         row, path = ROWS[name], args.results / f"accuracy-{name}{args.suffix}.json"
         kept = json.loads(path.read_text()).get("seeds", {}) if path.is_file() else {}
+        base = ridge(row, args) if row.metric != "accuracy" else None
         for seed in args.seeds:
             kept[str(seed)] = run(name, row, seed, args)
-            result = summary(name, row, dict(sorted(kept.items(), key=lambda item: int(item[0]))), args)
+            result = summary(name, row, dict(sorted(kept.items(), key=lambda item: int(item[0]))), base)
             path.write_text(json.dumps(result, indent=2) + "\n")
         beside = "" if result["ridge"] is None else f", ridge {result['ridge']:.3f}"
         target = "" if result["target"] is None else f", to reach {result['target']:.3f}"

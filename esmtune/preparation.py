@@ -38,15 +38,16 @@ def set_up(
     head: Any = predictor.head  # `solve` is of those alone that are solved
     is_new = begin is None and not predictor.is_standardized
     drifts = not inputs.is_frozen and not head.sees_residues
+    picked, seen = _sample(train, config.seed), None
+    sample = train if inputs.is_kept or head.is_solved else picked
     if head.standardizes and (is_new or drifts):
-        sample = train if inputs.is_kept or head.is_solved else _sample(train, config.seed)
         seen = inputs.pooled(sample, "measuring")
         if is_new:
             head.fit(seen)
         if drifts:
             predictor.reference = _reference(inputs, sample, seen)
     is_seen = head.standardizes and is_new and predictor.level == "sequence"
-    _decide_on_scale(predictor, inputs, train, labels, config.seed, is_seen=is_seen)
+    _decide_on_scale(predictor, inputs, train, labels, picked if is_seen else [], seen if sample is picked else None)
     if head.is_solved:
         if not inputs.is_kept:
             raise ValueError("head 'ridge' is solved in one go, on a frozen encoder: take --tuning frozen.")
@@ -70,19 +71,23 @@ def _reference(inputs: Inputs, sample: list[int], seen: Pooled) -> tuple[Tokens,
 
 
 def _decide_on_scale(
-    predictor: Predictor, inputs: Inputs, train: list[int], labels: Sequence[Label], seed: int, *, is_seen: bool
-) -> None:
-    """Give the predictor the task on the scale that a sample of the training records speaks for, if that is open."""
-    sample = _sample(train, seed)
+    predictor: Predictor, inputs: Inputs, train: list[int], labels: Sequence[Label], sample: list[int],
+    seen: Pooled | None,
+) -> None:  # fmt: skip
+    """Give the predictor the task on the scale that a sample of the training records speaks for, if that is open.
+
+    `seen` is what the pool made of the sample, if it has been computed.
+    """
+    if not any(getattr(part, "scale", "") == "auto" for _, part, _ in predictor.task.parts()):
+        return
     places = {record: place for place, record in enumerate(train)}
 
     @cache
     def features() -> np.ndarray:
-        return predictor.vectors(inputs.pooled(sample, "measuring")).numpy(force=True)
+        return predictor.vectors(seen or inputs.pooled(sample, "measuring")).numpy(force=True)
 
     own = [labels[row] for row in inputs.rows(train).tolist()]
-    points = [places[record] for record in sample] if is_seen else []
-    decided, why = on_best_scale(predictor.task, features, points, own)
+    decided, why = on_best_scale(predictor.task, features, [places[record] for record in sample], own)
     predictor.with_task(decided)
     if why:
         inputs.watch(Notice(why))
