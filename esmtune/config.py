@@ -28,6 +28,7 @@ RECIPES: dict[str, dict[str, int | float]] = {
              "ema": 1.0},
 }  # fmt: skip
 LEAST_STEPS = 2000  # from few labels it takes more epochs
+MOST_STEPS, LEAST_EPOCHS = 8000, 3  # of an encoder that moves: from many labels it takes fewer epochs
 RECIPE_OF = {"frozen": "frozen", "full": "full", "last": "full", "probe-then-full": "full"}
 # How numbers of sequences are learned, unless another loss than squared is asked for: docs/recipes.md.
 REGRESSION: Part = {"ranking_weight": 3.0, "scale": "auto"}
@@ -148,6 +149,9 @@ class TrainConfig:
     """The gradient's norm is cut to this."""
     metric: str | None = None
     """The validation metric that chooses the weights to keep, or loss. [default: spearman or mcc, by task]"""
+    valid_window: int | None = None
+    """Choose by its mean over so many epochs, up to the one whose weights are kept, for few validation rows are best
+    predicted by chance. [default: a fifth of the epochs]"""
     patience: int | None = None
     """Stop after so many epochs without a better validation metric. [default: a third of the epochs, at least 10]"""
     seed: int = 0
@@ -184,7 +188,8 @@ class TrainConfig:
 
     def __post_init__(self):
         at_least = {"epochs": 1, "max_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "tokens_per_batch": 1,
-                    "patience": 1, "devices": 1, "num_nodes": 1, "max_length": 1, "seed": 0, "seeds": 1, "folds": 1,
+                    "patience": 1, "valid_window": 1,
+                    "devices": 1, "num_nodes": 1, "max_length": 1, "seed": 0, "seeds": 1, "folds": 1,
                     "checkpoint_minutes": 0, "ema": 0, "mutations": 0,
                     "head_learning_rate": 0, "encoder_learning_rate": 0, "weight_decay": 0, "clip": 0,
                     "dropout_samples": 0, "references": 0}  # fmt: skip
@@ -223,12 +228,21 @@ class TrainConfig:
     def completed(self, tuning: str, records: int) -> "TrainConfig":
         """The same with what was left open filled in from the recipe of a tuning, for so many training records.
 
-        >>> TrainConfig(epochs=3).completed("full", 800).epochs, TrainConfig().completed("full", 80).epochs
-        (3, 200)
+        >>> TrainConfig(epochs=3).completed("full", 800).epochs
+        3
+        >>> [TrainConfig().completed("full", records).epochs for records in (80, 800, 8000, 80000)]
+        [200, 20, 8, 3]
         """
         recipe = RECIPES[RECIPE_OF.get(tuning, "lora")]
         full = replace(self, **{name: value for name, value in recipe.items() if getattr(self, name) is None})
+        per_epoch = -(-records // (full.global_batch_size or 1))
         if self.epochs is None:
-            per_epoch = -(-records // (full.global_batch_size or 1))
-            full = replace(full, epochs=max(int(recipe["epochs"]), -(-LEAST_STEPS // max(1, per_epoch))))
-        return full if full.patience else replace(full, patience=max(10, (full.epochs or 0) // 3))
+            epochs = max(int(recipe["epochs"]), -(-LEAST_STEPS // max(1, per_epoch)))
+            if tuning != "frozen":
+                epochs = min(epochs, max(LEAST_EPOCHS, MOST_STEPS // max(1, per_epoch)))
+            full = replace(full, epochs=epochs)
+        epochs = full.epochs or 0
+        passes = -(-self.max_steps // max(1, per_epoch)) if self.max_steps else epochs
+        return replace(
+            full, patience=self.patience or max(10, epochs // 3), valid_window=self.valid_window or max(1, passes // 5)
+        )

@@ -43,9 +43,12 @@ class Inputs:
         self.budget = Budget(tokens=config.tokens_per_batch or TOKENS_PER_BATCH, sequences=config.micro_batch_size)
         self.is_frozen = not any(w.requires_grad for w in predictor.encoder.parameters())
         self.is_kept = False
+        self.sizes = self.lengths  # of records, in what passes through the network
         if self.is_frozen and not predictor.masks:
             self.features = Features(fabric, predictor, self.sequences, config, kept, watch)
             self.is_kept = self.features.is_possible
+            if self.is_kept and not predictor.head.sees_residues:
+                self.sizes = [1] * len(records)  # one vector each, so that a step is one pass
 
     def __call__(self, batch: Sequence[int], seeds: Int[Tensor, "batch"] | None = None) -> Tokens | Pooled:
         """The input for some records, each with the seed of what happens to it at random.
@@ -79,9 +82,9 @@ class Inputs:
     def mine(self, batch: Sequence[int]) -> list[list[int]]:
         """The micro-batches of this process; where there are too few for all, one of no sequence."""
         fabric = self.fabric
-        share = -(-sum(self.lengths[i] + SPECIALS for i in batch) // fabric.world_size)
+        share = -(-sum(self.sizes[i] + SPECIALS for i in batch) // fabric.world_size)
         budget = replace(self.budget, tokens=min(self.budget.tokens, share)) if fabric.world_size > 1 else self.budget
-        return list(by_length(batch, self.lengths, budget))[fabric.global_rank :: fabric.world_size] or [[]]
+        return list(by_length(batch, self.sizes, budget))[fabric.global_rank :: fabric.world_size] or [[]]
 
     def prepare(self, indices: Sequence[int], stage: str) -> None:
         """Pass records through a frozen encoder, once."""
@@ -144,7 +147,7 @@ class Inputs:
         compute: Callable[[Sequence[int]], Tensor],
     ) -> Tensor:  # fmt: skip
         """Rows of records in their order, computed by all processes together."""
-        batches = list(by_length(indices, self.lengths, self.budget))
+        batches = list(by_length(indices, self.sizes, self.budget))
         tell = progress(self.watch, stage, len(indices))
         of = dict(zip(indices, counts, strict=True))
         rows = gathered(self.fabric, self.predictor, batches, of, width, compute, tell)

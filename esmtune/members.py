@@ -232,7 +232,10 @@ def _train_stages(
     done = journal.read(f"{member.name}.probe")
     if done is None:
         predictor.encoder.requires_grad_(False)
-        shorter = replace(member.config, epochs=probe, max_steps=limit and min(limit, steps), patience=probe)
+        shorter = replace(
+            member.config, epochs=probe, max_steps=limit and min(limit, steps), patience=probe,
+            valid_window=max(1, probe // 5),
+        )  # fmt: skip
         done = go_on(config=shorter, name=f"{member.name}.probing").entry()
         if fabric.is_global_zero:
             journal.save(f"{member.name}.probe", done)

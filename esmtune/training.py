@@ -21,7 +21,7 @@ from esmtune.optimization import Schedule, dropout_seed, moved_average
 from esmtune.predictor import Predictor
 from esmtune.preparation import centered, set_up
 from esmtune.records import SPLITS, Dataset, Label
-from esmtune.selection import best_so_far, better, choosing_metric, numbers_of
+from esmtune.selection import best_so_far, better, choosing_metric, numbers_of, recent
 from esmtune.standing import Fitted, Standing, entry_of, moving, restore
 from esmtune.tasks import Total
 
@@ -60,6 +60,7 @@ def train_once(
     shown = guessed(labels, inputs.sequences, predictor.masks)
     of_valid = [shown[i] for i in inputs.rows(valid).tolist()]
     metric = choosing_metric(config, predictor.task, of_valid, watch)
+    window = config.valid_window or 1
     model, optimizer = set_up(fabric, config, predictor, inputs, train, labels, weights, begin)
     schedule = Schedule(config, 0 if predictor.head.is_solved else len(train))
     now = Standing(
@@ -107,7 +108,7 @@ def train_once(
             if now.is_due:
                 rate = optimizer.param_groups[0]["peak"] * schedule.factor(step)
                 entry = {"step": step, "epoch": epoch, "train_loss": _mean(fabric, now.running), "learning_rate": rate}
-                if lost := _evaluate(entry, now, inputs, valid, targets, weights, of_valid, metric):
+                if lost := _evaluate(entry, now, inputs, valid, targets, weights, of_valid, metric, window):
                     diverged = {"step": step, "epoch": epoch, "ids": [records[i].id for i in lost]}
                     break
                 now.running, now.is_due = nothing(fabric), False
@@ -121,7 +122,7 @@ def train_once(
                     watch(Notice(f"Stopped after epoch {epoch}: {metric} on validation did not get better for "
                                  f"{config.patience} epochs."))  # fmt: skip
         if now.is_due:  # a head that was solved in one go
-            _evaluate({"step": 0, "epoch": 0}, now, inputs, valid, targets, weights, of_valid, metric)
+            _evaluate({"step": 0, "epoch": 0}, now, inputs, valid, targets, weights, of_valid, metric, window)
             now.is_due = False
         with _wearing(predictor, now.average), centered(predictor):
             last = moving(predictor)
@@ -162,9 +163,9 @@ def _references(inputs: Inputs, train: list[int], config: TrainConfig) -> Refere
 
 def _evaluate(
     entry: dict[str, Any], now: Standing, inputs: Inputs, valid: list[int], targets: Tensor, weights: Tensor,
-    labels: list[Label], metric: str,
+    labels: list[Label], metric: str, window: int,
 ) -> list[int]:  # fmt: skip
-    """See what was learned, and keep the weights if they are the best so far.
+    """See what was learned, and keep the weights if they are the best so far, by the last evaluations of this stage.
 
     Returns the records whose outputs are not finite; if there are any, nothing is kept.
     """
@@ -180,6 +181,8 @@ def _evaluate(
             rows = inputs.rows(valid).to(weights.device)
             entry["valid_loss"] = predictor.task.loss(outputs, wanted, weights[rows].cpu()).mean.item()
             entry["valid"] = predictor.task.scores(outputs, labels)
+            before = [other for other in now.history if "stage" not in other]
+            entry["recent"] = recent([*before, entry][-window:], metric)
         now.history.append(entry)
         if not now.best or not valid or better(entry, now.best, metric):
             now.best, now.weights, now.since_best = entry, moving(predictor), 0

@@ -150,7 +150,7 @@ def test_members_of_a_run_have_all_records():
 
 @pytest.mark.parametrize(("metric", "wins"), [("rmse", 0.2), ("tm.rmse", 0.2), ("spearman", 0.7), ("tm.spearman", 0.7)])
 def test_weights_are_chosen_in_the_direction_of_the_metric_also_of_one_of_several_targets(metric, wins):
-    entries = [{"valid": {metric: value}} for value in (0.2, 0.7)]
+    entries = [{"valid": {metric: value}, "recent": value} for value in (0.2, 0.7)]
     best = entries[1] if better(entries[1], entries[0], metric) else entries[0]
     assert best["valid"][metric] == wins
 

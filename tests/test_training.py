@@ -120,6 +120,15 @@ def test_micro_batches_change_nothing(tiny, cut, tuning):
     agree(whole.history, parts.history, whole.predictor.state_dict(), parts.predictor.state_dict())
 
 
+def test_a_step_on_kept_features_is_one_pass_however_long_the_sequences(tiny, monkeypatch):
+    """Of several passes a loss that compares points would need the outputs first."""
+    monkeypatch.delattr("esmtune.gradients._gradient_of_outputs")
+    run = train(tiny, tuning="frozen", max_steps=2, global_batch_size=10, tokens_per_batch=max(map(len, TEN)))
+    assert run.history[-1]["step"] == 2
+    with pytest.raises(NameError):
+        train(tiny, max_steps=2, global_batch_size=10, tokens_per_batch=max(map(len, TEN)))
+
+
 def agree(history, other_history, weights, other_weights):
     """Equal to 1e-5, of what it is or of one: float32 sums in another order, of whose gradients Adam makes weights."""
     assert len(history) == len(other_history)
@@ -234,10 +243,15 @@ def test_training_leaves_the_global_random_state_alone(tiny):
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_the_best_weights_are_kept(tiny):
-    run = train(tiny, epochs=12, valid_fraction=0.3, metric="loss", encoder_learning_rate=3e-3, patience=3)
+@pytest.mark.parametrize("window", [1, 3])
+def test_the_best_weights_are_kept(tiny, window):
+    """By the mean over the last evaluations, of which the first have fewer."""
+    options = {"epochs": 12, "valid_fraction": 0.3, "metric": "loss", "encoder_learning_rate": 3e-3, "patience": 3}
+    run = train(tiny, **options, valid_window=window)
     losses = [entry["valid_loss"] for entry in run.history]
-    best = int(np.argmin(losses))
+    means = [np.mean(losses[max(0, end - window) : end]) for end in range(1, len(losses) + 1)]
+    assert [entry["recent"] for entry in run.history] == pytest.approx(means)
+    best = int(np.argmin(means))
     assert run.metrics["best"] == {"step": run.history[best]["step"], "epoch": best + 1, "metric": "loss"}
     assert len(losses) == min(12, best + 1 + 3)
     assert run.metrics["valid"]["rmse"] == pytest.approx(run.history[best]["valid"]["rmse"], abs=1e-6)
