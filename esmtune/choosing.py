@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from esmtune.composition import Origin, fit_task
-from esmtune.config import TOKENS_PER_BATCH, TrainConfig
+from esmtune.composition import Origin, fit_task, task_options
+from esmtune.config import TOKENS_PER_BATCH, Part, TrainConfig
 from esmtune.events import Notice, Progress, Watcher, silent
 from esmtune.journal import Journal
 from esmtune.members import members_of, scores_of, train_members
@@ -102,7 +102,7 @@ def _agree(ledger: Ledger, identity: dict[str, Any]) -> None:
     name = changed[0]
     was, now = before.get(name), identity[name]
     if name == "config":
-        name = next(option for option in now if was.get(option) != now[option])
+        name = next(option for option in now if was.get(option, now) != now[option])
         was, now = was.get(name), now[name]
     raise ValueError(
         f"the search in this folder had {name} {was!r}, but now it is {now!r}: that is another search. Give the same "
@@ -132,7 +132,7 @@ class _Searching:
             name=f"{self.name}{'frozen' if is_split else 'all'}",
             space=self.space,
             start={"tuning": "frozen"} if is_split else {},
-            first=(First(settings={}, values=usual_settings(self.space, self.bench.config, self.bench.data.kind),
+            first=(First(settings={}, values=usual_settings(self.space, self.bench.config, self._usual_task()),
                          must_end=True),),
         )  # fmt: skip
         half = math.ceil(trials / 2) if trials and is_split else trials
@@ -149,9 +149,13 @@ class _Searching:
     def _asking(self, stage: Stage, trials: int | None, until: float | None) -> Asking:
         return Asking(self.ledger, stage, trials=trials, until=until)
 
+    def _usual_task(self) -> Part:
+        data, asked = self.bench.data, self.bench.config.task or {}
+        return dict(asked) if data.kind == "multitask" else task_options(data.kind, data.level, asked)
+
     def _tunings(self, before: Sequence[Trial], others: list[str]) -> Stage:
         """Tunings, each first by its recipe, with the head and layers of the best trial whose head learns by steps."""
-        config, kind = self.bench.config, self.bench.data.kind
+        config = self.bench.config
         own = fixed_by(config)
         known = [t for t in before if t.settings.get("head", own.get("head", STEPWISE[0])) in STEPWISE]
         best = better_of(known, self.ledger.direction)
@@ -161,7 +165,7 @@ class _Searching:
         space = tuple(replace(a, values=tuple(others)) if a.name == "tuning" else a for a in space)
         first = []
         for name in others:
-            usual = usual_settings(space, replace(config, tuning={"name": name}), kind)
+            usual = usual_settings(space, replace(config, tuning={"name": name}), self._usual_task())
             tuning = next(axis.key for axis in space if axis.name == "tuning")
             first.append(First(settings={**start, "tuning": name}, values={**usual, tuning: name}))
         return Stage(name=f"{self.name}tunings", space=space, start=start, first=tuple(first))

@@ -73,7 +73,7 @@ def fit_task(data: Dataset, asked: Part | None, labels: Sequence[Label] | None =
         ValueError: for an option that no task has.
     """
     if labels is None:
-        labels = [label for r in data.of("train") for label in r.labels]
+        labels = learned_labels(data)
     options = {k: v for k, v in (asked or {}).items() if k != "name"}
     if len(data.targets) == 1:
         return _fitted(data.kind, labels, options, data.level)
@@ -88,6 +88,20 @@ def fit_task(data: Dataset, asked: Part | None, labels: Sequence[Label] | None =
             kinds = ", ".join(dict.fromkeys(target.kind for target in data.targets))
             raise ValueError(f"none of the targets' tasks ({kinds}) takes the option {option} {value!r}.")
     return Multitask.of(parts)
+
+
+def learned_labels(data: Dataset) -> list[Label]:
+    """The labels of the training records; a number is unknown where its record weighs nothing."""
+    numbers = [target.kind == "regression" for target in data.targets]
+
+    def learned(label: Label, weight: float) -> Label:
+        if weight or label is None:
+            return label
+        if len(numbers) > 1:
+            return tuple(None if is_number else x for x, is_number in zip(label, numbers, strict=True))  # pyright: ignore
+        return None if numbers[0] else label
+
+    return [learned(label, record.weight) for record in data.of("train") for label in record.labels]
 
 
 def _takes(kind: str, option: str, value: Any) -> bool:
@@ -121,7 +135,7 @@ def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, wa
     if start is not None:
         head_names = [n for n in start.state_dict() if n.startswith("head.") and "standardize" not in n]
         if not all(starts_anew(config, name) for name in head_names):
-            fitted = _same_task(fitted, start, config)
+            fitted = _same_task(fitted, start.task, config)
     head_spec = _leveled(head.resolve(head_spec), config.head, data)
     layers, mix = _layers(config, data, head_spec, origin.encoder), config.mix
     if start is not None and config.layers is None:
@@ -275,9 +289,17 @@ def starts_anew(config: TrainConfig, name: str) -> bool:
     return not config.init or any(_begins(name, prefix) for prefix in config.init_skip)
 
 
-def _same_task(fitted: Task, start: Predictor, config: TrainConfig) -> Task:
+def _same_task(fitted: Task, old: Task, config: TrainConfig) -> Task:
     """The saved task goes on, for its head was trained in its unit and its order of classes."""
-    old = start.task
+    if isinstance(fitted, Multitask) and isinstance(old, Multitask):
+        if fitted.names != old.names:
+            raise ValueError(
+                f"the predictor to start from predicts {', '.join(old.names)}, in this order, but the data has "
+                f"{', '.join(fitted.names)}: name them so, --target {' '.join(old.names)}, or start its head anew: "
+                "--init-skip head."
+            )
+        pairs = zip(fitted.names, fitted.tasks, old.tasks, strict=True)
+        return Multitask.of([(name, _same_task(new, was, config)) for name, new, was in pairs])
     strangers = set(getattr(fitted, "classes", ())) - set(getattr(old, "classes", ()))
     if fitted.name != old.name or strangers or old.num_outputs < fitted.num_outputs:
         what = f"has no class {', '.join(sorted(strangers))}" if fitted.name == old.name else f"is a {old.name}"
@@ -287,6 +309,8 @@ def _same_task(fitted: Task, start: Predictor, config: TrainConfig) -> Task:
             f"Start its head anew: --init-skip head{instead}."
         )
     asked = {k: v for k, v in fitted.spec().items() if k.removesuffix("_name") in (config.task or {}) and k != "name"}
+    if asked.get("loss_name", "") in ranking and "ranking_weight" in old.spec():
+        asked["ranking_weight"] = 0.0  # that loss is of nothing but the order
     if isinstance(old, Regression):
         scale, error = asked.get("scale", old.scale), asked.get("loss_name", old.loss_name)
         if scale != old.scale or (old.knots and error not in loss):

@@ -15,6 +15,7 @@ Replicates = Literal["keep", "mean"]
 Scaling = Literal["none", "temperature", "isotonic"]
 ScheduleShape = Literal["cosine", "linear", "constant"]
 
+EDITION = 2  # one more whenever trainings come to go otherwise, for then none of before can go on
 DEFAULT_ENCODER = "esm2_t6_8M_UR50D"
 DEFAULT_HEAD = "mlp"
 DEFAULT_TUNING = "frozen"
@@ -153,7 +154,8 @@ class TrainConfig:
     """Choose by its mean over so many epochs, up to the one whose weights are kept, for few validation rows are best
     predicted by chance. [default: a fifth of the epochs]"""
     patience: int | None = None
-    """Stop after so many epochs without a better validation metric. [default: a third of the epochs, at least 10]"""
+    """Stop after so many epochs without better weights, by the same mean. [default: a third of the epochs, at least
+    10]"""
     seed: int = 0
     """Fixes the split, the first weights, the order and the dropout."""
     learning_curve: bool = False

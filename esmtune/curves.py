@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from esmtune.config import SHARES, TrainConfig
-from esmtune.members import Member, Trained, members_of, scores_of
+from esmtune.members import Member, Trained, draws_of, members_of, scores_of
 from esmtune.metrics import Scores, sign_of
 from esmtune.records import Dataset
 from esmtune.subsets import share_of
@@ -93,7 +93,7 @@ def _scores(trained: Trained, places: Sequence[int]) -> tuple[int, Scores]:
     import torch
 
     members = [trained.others[place] for place in places]
-    outputs = [trained.task.translated(trained.task.average(f.outputs), task.load(f.task)) for _, f in members]
+    outputs = [trained.task.average(draws_of(fitted, trained.task)) for _, fitted in members]
     data = members[0][0].data
     count = len(data.of("train")) + (len(data.of("valid")) if trained.by_fold else 0)
     return count, scores_of(trained.task, trained.task.average(torch.stack(outputs)), data, "test")

@@ -11,10 +11,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esmtune.config import TrainConfig
+from esmtune.config import EDITION, TrainConfig
 from esmtune.curation import Curated, curate_training
 from esmtune.events import Notice, Watcher, silent
 from esmtune.examination import examine, refuse_errors, said
@@ -116,10 +117,11 @@ def train(
 
 
 def _identity(config: TrainConfig, curated: Curated) -> dict[str, Any]:
-    """What must be the same for a run to go on: data and options, but those that change no number."""
+    """What must be the same for a run to go on: version, data, and options but those that change no number."""
     free = ("cache", "log", "report", "checkpoint_minutes", "self_contained")
     return {name: value for name, value in asdict(config).items() if name not in free} | {
-        "data_sha256": curated.dataset.sha256
+        "data_sha256": curated.dataset.sha256,
+        "version": f"{version('esmtune')}, edition {EDITION}",
     }
 
 

@@ -67,18 +67,19 @@ def linear_map(
 
 
 def on_best_scale(
-    task: Task, features: Callable[[], Float[np.ndarray, "points dim"]], points: Sequence[int], labels: Sequence[Label]
-) -> tuple[Task, str]:
+    task: Task, features: Callable[[Sequence[int]], Float[np.ndarray, "points dim"]], points: Sequence[int],
+    labels: Sequence[Label],
+) -> tuple[Task, str]:  # fmt: skip
     """Decide on which scale labels are learned, where that is open, and say why if it is not that of the labels.
 
     It is that of normal scores if a linear map of frozen features, of at most `SCALE_SAMPLE` training points, then
     predicts labels that it has not seen better, in their own unit, by more than chance: squared errors are smaller by
-    two standard errors of their mean difference or more. The `points` are which of all training labels the features
-    are of, in an order that says nothing; they are asked for only where there is something to decide.
+    two standard errors of their mean difference or more. The `points` are which of all training labels there are
+    features of, in an order that says nothing; of which of these they are wanted, `features` is told.
 
     >>> x = np.linspace(-2.0, 2.0, 99)[:, None]
     >>> labels = np.exp(3 * x[:, 0]).tolist()
-    >>> found, _ = on_best_scale(Regression.fit(labels, scale="auto"), lambda: x, range(99), labels)
+    >>> found, _ = on_best_scale(Regression.fit(labels, scale="auto"), lambda points: x[points], range(99), labels)
     >>> found.scale
     'normal'
     """
@@ -93,10 +94,10 @@ def on_best_scale(
     if not isinstance(task, Regression) or task.scale != "auto":
         return task, ""
     linear, normal = replace(task, scale="linear"), replace(task, scale="normal").refitted(labels)
-    known = [row for row, point in enumerate(points) if isinstance(labels[point], float)][:SCALE_SAMPLE]
-    if len(known) < FEWEST or not normal.knots or not np.isfinite(x := features()[known]).all():
+    known = [point for point in points if isinstance(labels[point], float)][:SCALE_SAMPLE]
+    if len(known) < FEWEST or not normal.knots or not np.isfinite(x := features(known)).all():
         return linear, ""
-    own = np.array([labels[points[row]] for row in known], dtype=np.float64)
+    own = np.array([labels[point] for point in known], dtype=np.float64)
     errors = _left_out_errors((linear, normal), x, own)
     gain = errors[0] - errors[1]
     if not gain.mean() > 2 * gain.std() / len(gain) ** 0.5:

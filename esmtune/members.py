@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from esmtune.applicability import References
-from esmtune.composition import Origin, compose, decided, find_origin, fit_task
+from esmtune.composition import Origin, compose, decided, find_origin, fit_task, learned_labels
 from esmtune.config import TrainConfig
 from esmtune.encoders import encoder_digest
 from esmtune.ensembles import Ensemble
@@ -50,7 +50,7 @@ class Member:
 
     def own(self, fitted_task: Task) -> Task:
         """The run's task with the statistics of the labels that this member learns from, and of no others."""
-        return fitted_task.refitted([label for record in self.data.of("train") for label in record.labels])
+        return fitted_task.refitted(learned_labels(self.data))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +133,7 @@ def train_members(
             _assembled(member, origin, fitted_task, found) for member, found in zip(members, fitted, strict=True)
         ]
     common = predictors[0].task.plain()  # each member may learn labels on another scale
-    draws = torch.stack(
-        [
-            torch.stack([common.translated(draw, p.task) for draw in f.outputs])
-            for f, p in zip(fitted, predictors, strict=True)
-        ]
-    )
+    draws = torch.stack([draws_of(found, common) for found in fitted])
     answers = torch.stack([common.average(own) for own in draws])
     collapsed = _collapsed(members, fitted, fitted_task) if config.seeds > 1 else []
     for name in collapsed:
@@ -234,7 +229,7 @@ def _train_stages(
         predictor.encoder.requires_grad_(False)
         shorter = replace(
             member.config, epochs=probe, max_steps=limit and min(limit, steps), patience=probe,
-            valid_window=max(1, probe // 5),
+            valid_window=min(member.config.valid_window or 1, max(1, probe // 5)),
         )  # fmt: skip
         done = go_on(config=shorter, name=f"{member.name}.probing").entry()
         if fabric.is_global_zero:
@@ -266,6 +261,12 @@ def _last(predictor: Predictor, fitted: Fitted) -> Predictor:
     last.references = None  # they are what the best weights make of the training sequences
     last.load_state_dict(fitted.last, strict=False)
     return last
+
+
+def draws_of(fitted: Fitted, common: Task) -> Float[Tensor, "draws points outputs"]:
+    """What a training said of the labeled points, each draw of the dropout in the standard of another task."""
+    own = task.load(fitted.task)
+    return torch.stack([common.translated(draw, own) for draw in fitted.outputs])
 
 
 def _out_of_fold(members: Sequence[Member], answers: Tensor, outputs: Tensor) -> Tensor:

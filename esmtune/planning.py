@@ -1,5 +1,6 @@
 """Plan: what a training will take, in time and memory, told from a few steps that are thrown away."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -168,7 +169,9 @@ def _stages(predictor: Predictor, config: TrainConfig, members: Sequence[Member]
     learned, held = (sum(len(r.sequence) for m in members for r in m.data.of(split)) for split in ("train", "valid"))
     yield _stage("training", _timed(_of_both(predictor, tokens)), epochs * learned / residues)
     steps = sum(_steps_per_epoch(member) for member in members)
-    if predictor.task.compares and learned > chosen.tokens * steps:  # of several passes, whose outputs are needed first
+    config = members[0].config
+    is_cut = learned > chosen.tokens * steps or (config.micro_batch_size or math.inf) < (config.global_batch_size or 1)
+    if predictor.task.compares and (is_cut or config.devices * config.num_nodes > 1):  # whose outputs are needed first
         yield _stage("comparing", forward, epochs * learned / residues)
     yield _stage("validating", forward, epochs * held / residues)
     yield _stage("predicting", forward, len(members) * sum(map(len, everything)) / residues)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,8 @@ def set_up(
     head: Any = predictor.head  # `solve` is of those alone that are solved
     is_new = begin is None and not predictor.is_standardized
     drifts = not inputs.is_frozen and not head.sees_residues
-    picked, seen = _sample(train, config.seed), None
+    order = _shuffled(train, config.seed)
+    picked, seen = order[:STATISTICS_SAMPLE], None
     sample = train if inputs.is_kept or head.is_solved else picked
     if head.standardizes and (is_new or drifts):
         seen = inputs.pooled(sample, "measuring")
@@ -46,8 +46,9 @@ def set_up(
             head.fit(seen)
         if drifts:
             predictor.reference = _reference(inputs, sample, seen)
-    is_seen = head.standardizes and is_new and predictor.level == "sequence"
-    _decide_on_scale(predictor, inputs, train, labels, picked if is_seen else [], seen if sample is picked else None)
+    is_told = begin is None and head.standardizes and predictor.level == "sequence"
+    asked = (order if inputs.is_kept else picked) if is_told else []
+    _decide_on_scale(predictor, inputs, train, labels, weights, asked, seen if asked is sample else None)
     if head.is_solved:
         if not inputs.is_kept:
             raise ValueError("head 'ridge' is solved in one go, on a frozen encoder: take --tuning frozen.")
@@ -71,23 +72,28 @@ def _reference(inputs: Inputs, sample: list[int], seen: Pooled) -> tuple[Tokens,
 
 
 def _decide_on_scale(
-    predictor: Predictor, inputs: Inputs, train: list[int], labels: Sequence[Label], sample: list[int],
-    seen: Pooled | None,
+    predictor: Predictor, inputs: Inputs, train: list[int], labels: Sequence[Label], weights: Tensor,
+    sample: list[int], seen: Pooled | None,
 ) -> None:  # fmt: skip
     """Give the predictor the task on the scale that a sample of the training records speaks for, if that is open.
 
-    `seen` is what the pool made of the sample, if it has been computed.
+    `seen` is what the pool made of the sample, if it has been computed. A label that weighs nothing has no say.
     """
     if not any(getattr(part, "scale", "") == "auto" for _, part, _ in predictor.task.parts()):
         return
-    places = {record: place for place, record in enumerate(train)}
+    place_of = {record: place for place, record in enumerate(train)}
+    points = [place_of[record] for record in sample]
 
-    @cache
-    def features() -> np.ndarray:
-        return predictor.vectors(seen or inputs.pooled(sample, "measuring")).numpy(force=True)
+    def features(wanted: Sequence[int]) -> np.ndarray:
+        if seen is None:
+            return predictor.vectors(inputs.pooled([train[i] for i in wanted], "measuring")).numpy(force=True)
+        row_of = {point: row for row, point in enumerate(points)}
+        return predictor.vectors(seen).numpy(force=True)[[row_of[point] for point in wanted]]
 
-    own = [labels[row] for row in inputs.rows(train).tolist()]
-    decided, why = on_best_scale(predictor.task, features, [places[record] for record in sample], own)
+    rows = inputs.rows(train)
+    counts = (weights[rows.to(weights.device)] > 0).tolist()
+    own = [labels[row] if has_weight else None for row, has_weight in zip(rows.tolist(), counts, strict=True)]
+    decided, why = on_best_scale(predictor.task, features, points, own)
     predictor.with_task(decided)
     if why:
         inputs.watch(Notice(why))
@@ -109,6 +115,6 @@ def centered(predictor: Predictor) -> Iterator[None]:
         center.copy_(before)
 
 
-def _sample(indices: list[int], seed: int) -> list[int]:
+def _shuffled(indices: list[int], seed: int) -> list[int]:
     order = next(shuffled(len(indices), len(indices), seed=seed, epoch=0))
-    return [indices[i] for i in order[:STATISTICS_SAMPLE]]
+    return [indices[i] for i in order]

@@ -62,7 +62,7 @@ class Regression(Task):
         say of each point is joined by so many times what `losses.spacing` says of their order, of outputs and labels
         in `CLOSE` standard deviations of the labels. On the `scale` normal, labels are learned as their normal scores
         (`normal_scores`), of which predictions are the labels; linear leaves them as they are, but for center and
-        spread; auto is decided by `scaled`, once features are known.
+        spread; auto is decided by `linear.on_best_scale`, once features are known.
 
         Raises:
             ValueError: for a loss or scale that does not exist, or that do not go together, a weight that cannot be, no
@@ -234,12 +234,15 @@ class Regression(Task):
         return replace(self, center=found.center, spread=found.spread, knots=found.knots)
 
     def translated(self, outputs: Float[Tensor, "points outputs"], other: Task) -> Float[Tensor, "points outputs"]:
-        """Outputs standardized otherwise, as after a ranking loss each member's are, in this task's own standard."""
+        """Outputs standardized otherwise, as after a ranking loss each member's are, in this task's own standard.
+
+        Of normal scores in float64: labels of many orders of magnitude are not told apart in float32.
+        """
         assert isinstance(other, Regression)
         if (other.center, other.spread, other.knots) == (self.center, self.spread, self.knots):
             return outputs
         if self.knots or other.knots:
-            return self._saying(other._in_unit(other._middle(outputs))).to(outputs)
+            return self._saying(other._in_unit(other._middle(outputs)))
         shift, scale = (other.center - self.center) / self.spread, other.spread / self.spread
         if self.distribution is not None:
             return self.distribution.moved(outputs.double(), shift, scale).to(outputs.dtype)

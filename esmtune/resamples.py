@@ -22,15 +22,13 @@ def regression_resampled(
     """
     errors, drawn = predictions - labels, counts.sum(0)
     centered = labels - (labels.mean() if len(labels) else 0.0)
-    ranked, guessed = ranks(labels, counts), ranks(predictions, counts)
-    varies = _spread(ranked, counts) > 0
-    both = varies & (_spread(guessed, counts) > 0)
+    spearman, varies = rank_correlation(labels, predictions, counts)
     with np.errstate(divide="ignore", invalid="ignore"):
         total = centered**2 @ counts - (centered @ counts) ** 2 / drawn
         squares = errors**2 @ counts
         return {
-            "spearman": np.where(both, correlation(ranked, guessed, counts), np.nan),
-            "pearson": np.where(both, _pearson(labels, predictions, counts), np.nan),
+            "spearman": spearman,
+            "pearson": np.where(np.isfinite(spearman), _pearson(labels, predictions, counts), np.nan),
             "r2": np.where(varies, 1 - squares / total, np.nan),
             "rmse": np.sqrt(squares / drawn),
             "mae": (np.abs(errors) @ counts) / drawn,
@@ -111,17 +109,15 @@ def ordinal_resampled(
     [1.0]
     """
     truth, said, drawn = labels.astype(np.float64), predictions.astype(np.float64), counts.sum(0)
-    ranked, guessed = ranks(truth, counts), ranks(means, counts)
-    varies = _spread(ranked, counts) > 0
+    spearman, varies = rank_correlation(truth, means, counts)
     with np.errstate(divide="ignore", invalid="ignore"):
         observed = (truth - said) ** 2 @ counts
         expected = (truth**2 + said**2) @ counts - 2 * (truth @ counts) * (said @ counts) / drawn
-        both = varies & (_spread(guessed, counts) > 0)
         return {
             "qwk": np.where(varies, 1 - observed / expected, np.nan),
             "accuracy": (labels == predictions) @ counts / drawn,
             "mae": np.abs(truth - said) @ counts / drawn,
-            "spearman": np.where(both, correlation(ranked, guessed, counts), np.nan),
+            "spearman": spearman,
         }
 
 
@@ -157,13 +153,25 @@ def ranks(values: Float[np.ndarray, "points"], counts: Counts) -> Counts:
     return found
 
 
-def correlation(x: Counts, y: Counts, counts: Counts) -> Float[np.ndarray, "resamples"]:
-    """Pearson's correlation of values that each resample has of its own, such as ranks."""
+def rank_correlation(
+    x: Float[np.ndarray, "points"], y: Float[np.ndarray, "points"], counts: Counts
+) -> tuple[Float[np.ndarray, "resamples"], np.ndarray]:
+    """Spearman's correlation in each resample, NaN where either is the same for all; and whether `x` varies at all.
+
+    Ranks are halves of integers and their sums exact, so that what does not vary has a variance of zero.
+
+    >>> rho, varies = rank_correlation(np.array([5.0, 7.0]), np.array([1.0, 0.0]), np.array([[1.0, 2.0], [1.0, 0.0]]))
+    >>> rho.tolist(), varies.tolist()
+    ([-1.0, nan], [True, False])
+    """
     drawn = counts.sum(0)
+    dx, dy = ranks(x, counts), ranks(y, counts)
     with np.errstate(divide="ignore", invalid="ignore"):
-        dx, dy = x - (counts * x).sum(0) / drawn, y - (counts * y).sum(0) / drawn
+        for ranked in (dx, dy):
+            ranked -= np.einsum("pr,pr->r", counts, ranked) / drawn
         weighed = counts * dx
-        return (weighed * dy).sum(0) / np.sqrt((weighed * dx).sum(0) * (counts * dy**2).sum(0))
+        shared, variance = np.einsum("pr,pr->r", weighed, dy), np.einsum("pr,pr->r", weighed, dx)
+        return shared / np.sqrt(variance * np.einsum("pr,pr->r", counts * dy, dy)), variance > 0
 
 
 def areas(
@@ -205,12 +213,6 @@ def _pearson(x: Float[np.ndarray, "points"], y: Float[np.ndarray, "points"], cou
         dx, dy = (x @ counts) / drawn, (y @ counts) / drawn
         variances = ((x**2) @ counts / drawn - dx**2) * ((y**2) @ counts / drawn - dy**2)
         return ((x * y) @ counts / drawn - dx * dy) / np.sqrt(variances)
-
-
-def _spread(x: Counts, counts: Counts) -> Float[np.ndarray, "resamples"]:
-    """Zero, exactly, where all that is drawn is the same."""
-    lowest = np.where(counts > 0, x, np.inf).min(0, initial=np.inf)
-    return np.where(counts > 0, x, -np.inf).max(0, initial=-np.inf) - lowest
 
 
 def _by_class(which: Int[np.ndarray, "points"], classes: int, counts: Counts) -> Float[np.ndarray, "classes resamples"]:

@@ -121,12 +121,13 @@ def _kept_for_calibration(trained: "Trained", dataset: Dataset) -> int:
 
 def resolved(config: TrainConfig, curated: Curated, spec: "Spec") -> TrainConfig:
     """The configuration with everything that was found out or chosen, so that the run can be repeated."""
-    from esmtune.composition import task_options
+    from esmtune.composition import starts_anew, task_options
 
     columns, kind = curated.columns, curated.dataset.kind
     options = config.task if kind == "multitask" else task_options(kind, curated.dataset.level, config.task or {})
-    if config.init and kind == "regression":  # the task that was there goes on
-        options = {**(options or {}), **{name: spec.task[name] for name in ("ranking_weight", "scale")}}
+    if kind == "regression" and not starts_anew(config, "head"):  # the task that was there goes on
+        own = {name: spec.task[name] for name in ("ranking_weight", "scale")}
+        options = {**(options or {}), **own, "loss": spec.task["loss_name"]}
     return replace(
         config,
         target=_targets(curated),

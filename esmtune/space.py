@@ -96,6 +96,8 @@ def space_of(config: TrainConfig, kind: str, level: str, depth: int, limits: Seq
         conditions = {axis.when for axis in own} or {_condition(name, kind)}
         if name in fixed:
             raise ValueError(f"--space has {name}, but {name} is given as {fixed[name]!r}: take one of them.")
+        if config.metric == "loss" and name.startswith("task."):
+            raise ValueError(f"--space has {name}, which changes what --metric loss compares: take another metric.")
         place = axes.index(own[0]) if own else len(axes)
         axes = [axis for axis in axes if axis.name != name]
         is_log = any(axis.log for axis in own)
@@ -103,7 +105,7 @@ def space_of(config: TrainConfig, kind: str, level: str, depth: int, limits: Seq
     if config.init and not any(prefix == "head" for prefix in config.init_skip):
         axes = [axis for axis in axes if axis.name.split(".")[0] not in ("head", "layers")]
     if config.metric == "loss":  # which is compared, so that it must be the same for all
-        axes = [axis for axis in axes if axis.name != "task.loss"]
+        axes = [axis for axis in axes if axis.name.split(".")[0] != "task"]
     tunings = next((axis.values for axis in axes if axis.name == "tuning"), (fixed.get("tuning", DEFAULT_TUNING),))
     axes = [_possible(axis, tunings) for axis in axes if axis.name not in fixed]
     return tuple(axes)
@@ -135,18 +137,22 @@ def fixed_by(config: TrainConfig) -> dict[str, Value]:
     return fixed
 
 
-def usual_settings(axes: Sequence[Axis], config: TrainConfig, kind: str) -> dict[str, Value]:
-    """The values, by key, that train would take by itself, of those axes that have them: the first trial's."""
+def usual_settings(axes: Sequence[Axis], config: TrainConfig, usual_task: Part) -> dict[str, Value]:
+    """The values, by key, that train would take by itself, of those axes that have them: the first trial's.
+
+    `usual_task` is the task with all the options that it then has.
+    """
     fixed = fixed_by(config)
     own: dict[str, Value] = {"tuning": DEFAULT_TUNING, "head": DEFAULT_HEAD, **fixed}
     recipe = RECIPES[RECIPE_OF.get(str(own["tuning"]), "lora")]
     values: dict[str, Any] = {name: getattr(TrainConfig(), name) for name in (*OTHERS, "weight_decay")}
     values |= {**recipe, "layers": USUAL, **own}
-    registries: tuple[tuple[str, Any], ...] = (("head", head), ("tuning", tuning), ("task", task))
+    registries: tuple[tuple[str, Any], ...] = (("head", head), ("tuning", tuning))
     for part, registry in registries:
-        name = str(kind if part == "task" else own[part])
+        name = str(own[part])
         if name in registry:
             values |= {f"{part}.{k}": p.default for k, p in registry.options(name).items()}
+    values |= {f"task.{option}": value for option, value in usual_task.items()}
     return {
         axis.key: values[axis.name]
         for axis in axes

@@ -1,5 +1,6 @@
 """The training loop, one function read from top to bottom, and what it needs around it."""
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,7 +93,8 @@ def train_once(
                 seed = dropout_seed(config.seed, epoch)
                 total = affordable(fabric, model, inputs, batch, targets, weights, seed)
                 norm = fabric.clip_gradients(model, optimizer, max_norm=config.clip, error_if_nonfinite=False)
-                if not _finite(fabric, total.sum, norm):
+                total, is_finite = _over_processes(fabric, total, norm)
+                if not is_finite:
                     diverged = {"step": step, "epoch": epoch, "ids": [records[i].id for i in batch]}
                     break
                 now.running += total
@@ -107,18 +109,18 @@ def train_once(
                 watch(Progress("training", step, schedule.total, "steps", note))
             if now.is_due:
                 rate = optimizer.param_groups[0]["peak"] * schedule.factor(step)
-                entry = {"step": step, "epoch": epoch, "train_loss": _mean(fabric, now.running), "learning_rate": rate}
+                entry = {"step": step, "epoch": epoch, "train_loss": _mean(now.running), "learning_rate": rate}
                 if lost := _evaluate(entry, now, inputs, valid, targets, weights, of_valid, metric, window):
                     diverged = {"step": step, "epoch": epoch, "ids": [records[i].id for i in lost]}
                     break
                 now.running, now.is_due = nothing(fabric), False
                 fabric.log_dict(numbers_of(now.history[-1]), step)
                 if valid:
+                    now.is_over = now.since_best >= (config.patience or math.inf)
                     scores = {"loss": entry["valid_loss"], **entry["valid"]}
                     note = f"epoch {epoch}{best_so_far(now.best, metric)}"
                     watch(Progress("training", step, schedule.total, "steps", note, scores))
-                if valid and config.patience and now.since_best >= config.patience:
-                    now.is_over = True
+                if now.is_over:
                     watch(Notice(f"Stopped after epoch {epoch}: {metric} on validation did not get better for "
                                  f"{config.patience} epochs."))  # fmt: skip
         if now.is_due:  # a head that was solved in one go
@@ -213,10 +215,14 @@ def _interruptible(watch: Watcher, stop: threading.Event) -> Watcher:
     return hear
 
 
-def _finite(fabric: Fabric, loss: Tensor, norm: Any) -> bool:
-    """Whether loss and gradient are finite in every process."""
-    bad = (~torch.isfinite(loss) | ~torch.isfinite(torch.as_tensor(norm, device=loss.device))).float()
-    return not sum_over_processes(fabric, bad).item()
+def _over_processes(fabric: Fabric, part: Total, norm: Any) -> tuple[Total, bool]:
+    """The loss of all processes, so that whichever goes on has it; and whether it and all gradients are finite."""
+    is_finite = torch.isfinite(part.sum) & torch.isfinite(torch.as_tensor(norm, device=part.sum.device))
+    if fabric.world_size == 1:
+        return part, bool(is_finite)
+    each = torch.stack((part.sum, torch.full_like(part.sum, part.count), (~is_finite).to(part.sum)))
+    loss, count, lost = sum_over_processes(fabric, each)
+    return Total(loss, round(count.item())), not lost
 
 
 def _advice(diverged: dict[str, Any], best: dict[str, Any]) -> str:
@@ -229,7 +235,5 @@ def _advice(diverged: dict[str, Any], best: dict[str, Any]) -> str:
     )
 
 
-def _mean(fabric: Fabric, part: Total) -> float:
-    both = torch.stack((part.sum.double(), torch.tensor(float(part.count), device=part.sum.device, dtype=torch.double)))
-    total = sum_over_processes(fabric, both)
-    return (total[0] / total[1]).item()
+def _mean(total: Total) -> float:
+    return total.sum.item() / total.count if total.count else math.nan

@@ -37,7 +37,7 @@ def learning_section(outcome: Outcome) -> Section:
         line_chart(
             "Loss", [line for line in losses if line.x], x="epoch", y="loss", note=left,
             description="Dashed: training. Where validation rises while training still falls, the predictor learns "
-            "its training rows by heart; the weights of the best epoch are kept.",
+            "its training rows by heart.",
         )
     )  # fmt: skip
     metric = _watched(outcome, history)
@@ -66,7 +66,9 @@ def _watched(outcome: Outcome, history: Sequence[Mapping[str, Any]]) -> str | No
 def _best(outcome: Outcome) -> Text:
     best = outcome.metrics["best"]
     metric = best.get("metric")
-    why = f"chosen by the validation rows ({metric_name(metric)})" if metric else "those after the last step"
+    window = int(outcome.config.get("valid_window") or 1)
+    over = f", mean of {window} epochs up to it" if window > 1 else ""
+    why = f"chosen by the validation rows ({metric_name(metric)}{over})" if metric else "those after the last step"
     return Text(f"The weights are of epoch {best.get('epoch')}, step {best.get('step')}, {why}.")
 
 

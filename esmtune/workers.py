@@ -4,7 +4,8 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
@@ -90,9 +91,23 @@ def _started(bench: Bench) -> tuple[Any, Any]:
     context = torch.multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, bench, _modules()), daemon=True)
-    process.start()
+    with _one_thread_each():
+        process.start()
     theirs.close()
     return process, ours
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes that are started have a thread each, of torch and NumPy alike, unless the user says how many."""
+    if "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"  # which libraries read as they are loaded
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
 
 
 def _ended(processes: list[Any]) -> None:
@@ -116,8 +131,6 @@ def _work(pipe: Any, bench: Bench, modules: list[str]) -> None:
     sys.path.insert(0, os.getcwd())
     for name in modules:
         importlib.import_module(name)
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
 
     def report(step: int, value: float) -> Answer:
         pipe.send(("report", step, value))

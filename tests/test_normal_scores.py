@@ -5,6 +5,7 @@ import math
 import tomllib
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from scipy.stats import norm, rankdata
@@ -13,7 +14,7 @@ import esmtune
 from esmtune.classes import Binary
 from esmtune.ensembles import Ensemble
 from esmtune.linear import on_best_scale
-from esmtune.normal_scores import END, KNOTS, curve, labels_at, scores_of
+from esmtune.normal_scores import KNOTS, STEP, curve, labels_at, scores_of
 from esmtune.records import Censored
 from esmtune.tasks import Multitask, Regression
 from tests.conftest import TEN
@@ -34,7 +35,7 @@ DRAWN = np.random.default_rng(0)
 def test_the_curve_goes_through_the_normal_scores_of_the_labels(labels):
     order = np.sort(labels)
     scores = norm.ppf((rankdata(order, "ordinal") - 0.5) / len(order))
-    grid = np.linspace(-END, END, KNOTS)
+    grid = (np.arange(KNOTS) - KNOTS // 2) * STEP
     inside = (grid >= scores[0]) & (grid <= scores[-1])
     heights = np.array(curve(labels))
     assert heights[inside] == pytest.approx(np.interp(grid[inside], scores, order), rel=1e-9, abs=1e-9)
@@ -56,8 +57,23 @@ def test_a_heap_of_equal_labels_has_one_score():
     heights = curve(labels)
     (score,) = scores_of(np.array([0.0]), heights)
     assert score == pytest.approx(norm.ppf(0.25), abs=0.1)  # the middle of their ranks, but for the knots' distance
-    assert labels_at(torch.tensor([score, -END, -10.0]), heights).tolist() == [0.0] * 3
+    assert labels_at(torch.tensor([score, -2.5, -1.0]), heights).tolist() == [0.0] * 3
     assert labels_at(torch.tensor([1.0]), heights).item() == pytest.approx(np.quantile(labels, norm.cdf(1.0)), abs=1)
+
+
+def test_the_largest_of_many_labels_are_what_they_were():
+    """However far out, and beyond a heap of equal ones: each has its own score, in the order of labels."""
+    drawn = np.random.default_rng(1)
+    for labels in (np.exp(3 * drawn.normal(size=8000)), np.append(drawn.integers(0, 6, 3997), [8.0, 20.0, 40.0])):
+        heights, order = curve(labels), np.sort(labels)
+        top = scores_of(order[-3:], heights)
+        assert 2.9 < top[0] < top[1] < top[2] < 4.5  # of 8,000 draws of a normal distribution the largest is near 3.8
+        assert labels_at(torch.from_numpy(top), heights).numpy() == pytest.approx(order[-3:])
+    saturated = curve(np.array([1.0] * 50 + [2.0] * 50))
+    beyond = np.array([0.0, 1.0, 2.0, 2.5])
+    found = scores_of(beyond, saturated)
+    assert (np.diff(found) > 0).all()
+    assert labels_at(torch.from_numpy(found), saturated).numpy() == pytest.approx(beyond)
 
 
 def test_what_is_predicted_is_in_the_unit_of_the_label():
@@ -75,6 +91,17 @@ def test_what_is_predicted_is_in_the_unit_of_the_label():
     assert Regression.fit([3.0, 3.0], scale="normal").predict(torch.zeros(1, 1)) == [3.0]  # nothing varies
 
 
+def test_labels_of_many_orders_of_magnitude_stay_apart_in_another_standard():
+    labels = np.exp(5 * np.random.default_rng(1).normal(size=2000)).tolist()
+    fitted = Regression.fit(labels, scale="normal")
+    outputs = fitted.targets(labels)[:, :1].float()
+    common = fitted.plain()
+    moved = common.predict(common.translated(outputs, fitted))
+    # Float64 has sixteen digits, and from the least label to the spread of all it is twelve.
+    assert moved == pytest.approx(fitted.predict(outputs), rel=1e-3)
+    assert min(moved) > 0
+
+
 def test_a_scale_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match="scale is 'log', expected one of linear, normal, auto"):
         Regression.fit([1.0, 2.0], scale="log")
@@ -84,7 +111,9 @@ def test_a_scale_that_cannot_be_is_refused():
 
 
 def decided(task, x, labels, points=None):
-    return on_best_scale(task, lambda: x, range(len(labels)) if points is None else points, labels)
+    """`x` has rows of the points in their order."""
+    points = list(range(len(labels)) if points is None else points)
+    return on_best_scale(task, lambda wanted: x[[points.index(i) for i in wanted]], points, labels)
 
 
 def test_the_scale_is_that_from_which_unseen_labels_are_predicted():
@@ -126,6 +155,29 @@ def test_features_that_say_nothing_leave_labels_as_they_are(x):
     bounded = [*[10.0] * 30, *[Censored(20.0, ">")] * 30]
     found, _ = decided(Regression.fit(bounded, scale="auto"), DRAWN.normal(size=(60, 3)), bounded)
     assert found.scale == "linear"
+
+
+def test_numbers_that_weigh_nothing_have_no_say_in_the_scale_nor_its_curve(tiny):
+    rows = variants(120)
+    frame = pl.DataFrame(
+        {
+            "sequence": [sequence for sequence, _ in rows],
+            "label": [label for _, label in rows[:80]] + [999.0] * 40,
+            "weight": [1.0] * 80 + [0.0] * 40,
+        }
+    )
+    options = {
+        "encoder": str(tiny),
+        "max_steps": 2,
+        "folds": 1,
+        "valid_fraction": 0,
+        "test_fraction": 0,
+        "cache": "none",
+    }
+    weighed = esmtune.train(frame, weight="weight", report=False, **options)
+    without = esmtune.train(frame[:80], report=False, **options)
+    assert weighed.predictor.task == without.predictor.task
+    assert weighed.predictor.task.scale == "normal"
 
 
 def variants(count):

@@ -4,8 +4,10 @@ import json
 import math
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -337,6 +339,34 @@ def test_what_init_cannot_do_is_said(tiny, tmp_path, rows, options, sentence):
     first = train(tiny, out=tmp_path / "first")
     with pytest.raises(ValueError, match=sentence):
         train(tiny, rows, init=str(first.path), **options)
+
+
+@pytest.mark.parametrize(
+    ("before", "asked", "loss", "weight"),
+    [({}, {}, "squared", 3.0), ({}, {"loss": "pairwise"}, "pairwise", 0.0),
+     ({"loss": "pairwise"}, {}, "pairwise", 0.0), ({"loss": "huber"}, {"ranking_weight": 1.0}, "huber", 1.0)],
+    ids=str,
+)  # fmt: skip
+def test_a_run_that_goes_on_is_repeated_by_its_file(tiny, tmp_path, before, asked, loss, weight):
+    """Its task is the one that it started from, but for what was asked for."""
+    first = train(tiny, out=tmp_path / "first", task={"name": "regression", **before})
+    options = {"init": str(first.path), "max_steps": 3}
+    second = train(tiny, out=tmp_path / "second", task={"name": "regression", **asked}, **options)
+    saved = tomllib.loads((tmp_path / "second" / "run.toml").read_text())["task"]
+    assert (saved["loss"], saved["ranking_weight"]) == (loss, weight)
+    again = train(tiny, task=saved, **options)
+    assert again.predictor.predict(TEN) == second.predictor.predict(TEN)
+
+
+def test_several_targets_go_on_each_with_what_was_asked_for(tiny, tmp_path):
+    frame = pl.DataFrame({"sequence": TEN, "a": range(10), "b": [x**2 for x in range(10)]})
+    first = train(tiny, frame, target=("a", "b"), out=tmp_path / "first")
+    options = {"target": ("a", "b"), "init": str(first.path)}
+    second = train(tiny, frame, task={"ranking_weight": 0.5}, **options)
+    assert [part.ranking_weight for part in second.predictor.task.tasks] == [0.5, 0.5]
+    assert [part.center for part in second.predictor.task.tasks] == [part.center for part in first.predictor.task.tasks]
+    with pytest.raises(ValueError, match="predicts a, b, in this order, but the data has b, a: name them so"):
+        train(tiny, frame, **{**options, "target": ("b", "a")})
 
 
 def test_a_strange_class_needs_a_new_head(tiny, tmp_path):

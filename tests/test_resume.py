@@ -26,6 +26,8 @@ FULL = {"tuning": "full"}
 STAGES = {"tuning": {"name": "probe-then-full", "probe_epochs": 2}}
 LORA = {"tuning": {"name": "lora", "rank": 2, "dropout": 0.2}}
 SEEDS = {"tuning": "full", "seeds": 2, "epochs": 2}
+SCORES = {"tuning": "full", "valid_window": 2, "task": {"name": "regression", "scale": "normal", "ranking_weight": 3.0}}
+IN_VAIN = {"tuning": "full", "patience": 1, "head_learning_rate": 0.0, "encoder_learning_rate": 0.0}
 
 # Where a run dies: what is called, how often before, and what is left of the call.
 DEATHS = {
@@ -40,6 +42,8 @@ DEATHS = {
     "in the second stage": (STAGES, "torch.optim.AdamW.step", 8, "before"),
     "with dropout of adapters": (LORA, "torch.optim.AdamW.step", 5, "before"),
     "in the second seed": (SEEDS, "torch.optim.AdamW.step", 5, "before"),
+    "with normal scores, and weights chosen by two epochs": (SCORES, "torch.optim.AdamW.step", 5, "before"),
+    "by SIGTERM in the evaluation that ends it": (IN_VAIN, "esmtune.training._evaluate", 2, "SIGTERM"),
     "by SIGTERM in the last predictions": (FULL, "esmtune.inputs.Inputs.said", 1, "SIGTERM"),
     "by SIGTERM in a step": (FULL, "torch.optim.AdamW.step", 4, "SIGTERM"),
     "by SIGTERM in an evaluation": (FULL, "esmtune.training._evaluate", 2, "SIGTERM"),
