@@ -31,8 +31,9 @@ def test_stages_are_those_of_the_training(tiny):
     assert stages() == ["embedding", "training"]
     assert stages(head="ridge") == ["embedding"]
     assert stages(tuning="lora") == ["training", "validating", "predicting"]
-    several = {"tuning": "lora", "tokens_per_batch": 8}  # passes a step, whose outputs are needed before any gradient
-    assert stages(**several) == ["training", "comparing", "validating", "predicting"]
+    for several in ({"micro_batch_size": 2}, {"devices": 2}, {"tokens_per_batch": 8}):  # passes a step
+        several |= {"tuning": "lora"}  # all outputs are needed before any gradient
+        assert stages(**several) == ["training", "comparing", "validating", "predicting"]
     plain = {"name": "regression", "ranking_weight": 0.0}
     assert stages(**several, task=plain) == ["training", "validating", "predicting"]
 
