@@ -86,6 +86,10 @@ def benchmark_accuracy(scan, tiny):
     assert row["mean"] == pytest.approx(sum(seed["test"]["r2"] for seed in row["seeds"].values()) / 3)
     assert row["sd"] > 0
     assert row["ridge"] is not None
+    run("precision", "--data", scan, "--runs", scan / "runs", "--results", scan, "--only", "if1-default", "--seeds", 1)
+    (seed,) = json.loads((scan / "precision.json").read_text())["if1-default"].values()
+    assert seed["moved"] == seed["bfloat16"] - seed["float32"]
+    assert abs(seed["moved"]) < 0.1
 
 
 def benchmark_coverage(scan, tiny):
