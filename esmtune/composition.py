@@ -152,6 +152,7 @@ def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, wa
         max_length=config.max_length,
         trained_on={"records": len(data.of("train")), "sha256": data.sha256},
         dropout_samples=config.dropout_samples,
+        precision=None if config.precision == "auto" else config.precision,
     )
     if start is None:
         encoder = origin.encoder if tuning_spec["name"] == "frozen" else sharing(origin.encoder)

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 Part = dict[str, str | int | float | bool]  # {"name": ..., option: value}
 Precision = Literal["auto", "float32", "bfloat16"]
+Computed = Literal["float32", "bfloat16"]
 Accelerator = Literal["auto", "cpu", "cuda", "mps"]
 Pooling = Literal["mean", "cls", "residue"]
 Level = Literal["sequence", "residue"]

@@ -3,12 +3,12 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import torch
 from torch import nn
 
-from esmtune.config import Accelerator, Precision
+from esmtune.config import Accelerator, Computed, Precision
 
 
 def choose_device(accelerator: Accelerator) -> str:
@@ -34,11 +34,11 @@ def devices_here() -> list[str]:
     return [name for name, is_there in there.items() if is_there]
 
 
-def choose_precision(asked: Precision, device: str) -> Literal["float32", "bfloat16"]:
+def choose_precision(asked: Precision, device: str, *, trained: Computed | None = None) -> Computed:
     """What matrix products are computed in on a kind of device; `auto` takes bfloat16 where there are units for it.
 
     Without such units it is not only less exact but several times slower (docs/LOG.md). $ESMTUNE_PRECISION, if it is
-    set, is what `auto` takes.
+    set, is what `auto` takes; else `auto` stays with float32 where it is what a predictor was `trained` in.
 
     >>> choose_precision("float32", "cuda")
     'float32'
@@ -50,7 +50,7 @@ def choose_precision(asked: Precision, device: str) -> Literal["float32", "bfloa
         asked = cast(Precision, given)
     if asked != "auto":
         return asked
-    return "bfloat16" if has_bfloat16_units(device) else "float32"
+    return "bfloat16" if has_bfloat16_units(device) and trained != "float32" else "float32"
 
 
 def has_bfloat16_units(device: str) -> bool:

@@ -203,6 +203,7 @@ def parsed(content: dict[str, Any]) -> tuple[Spec, dict[str, str], list[Mapping[
         layers=tuple(content["layers"]),
         targets=tuple(Target(**target) for target in content["targets"]),
         dropout_samples=int(content.get("dropout_samples", 0)),
+        precision=content.get("precision"),
         **{name: content[name] for name in names},
     )
     return spec, dict(content["weights"]), content["golden"]

@@ -38,7 +38,7 @@ def ready(
     verify: bool = False,
 ) -> "Predictor | Ensemble":
     """A loaded predictor, on its device."""
-    from esmtune.devices import choose_device
+    from esmtune.devices import choose_device, has_bfloat16_units
     from esmtune.ensembles import load_predictor
     from esmtune.predicting import Predicting
 
@@ -47,7 +47,18 @@ def ready(
     if predictor.spec.encoder.is_random:
         watch(Notice(f"The encoder of this predictor started from RANDOM weights ({predictor.spec.encoder.name})."))
     predictor.precision = precision
-    return predictor.to(choose_device(accelerator))
+    predictor = predictor.to(device := choose_device(accelerator))
+    first = getattr(predictor, "members", [predictor])[0]
+    if precision == "auto" and first.is_delicate and first.spec.precision:
+        if first.takes(device) != first.spec.precision:
+            watch(Notice(
+                f"PRECISION: this predictor learned from sequences much alike in {first.spec.precision}, but computes "
+                f"in {first.takes(device)} here: what it says of such sequences may differ from what was measured when "
+                f"it was trained. --precision {first.spec.precision} computes as then, if more slowly."
+            ))  # fmt: skip
+        elif has_bfloat16_units(device) and first.takes(device) == "float32":
+            watch(Notice("Computing in float32, as when it was trained, for its sequences are much alike."))
+    return predictor
 
 
 def tokens_for(predictor: "Predictor | Ensemble", sequences: Sequence[str], given: int | None, watch: Watcher) -> int:

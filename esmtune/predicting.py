@@ -12,7 +12,7 @@ from torch import Tensor
 from esmtune.alphabet import clean
 from esmtune.applicability import References
 from esmtune.calibration import Calibration
-from esmtune.config import TOKENS_PER_BATCH, Precision
+from esmtune.config import TOKENS_PER_BATCH, Computed, Precision
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2Config
 from esmtune.events import Watcher, silent
@@ -37,6 +37,7 @@ class Spec:
     max_length: int | None
     trained_on: Mapping[str, Any]
     dropout_samples: int = 0  # draws of the head's dropout that predict together
+    precision: Computed | None = None  # of the matrix products that it was trained with, if that is known
 
 
 class Predicting(ABC):

@@ -385,6 +385,31 @@ def test_an_encoder_may_come_from_a_run(tiny, tmp_path):
     assert esmtune.load(tmp_path / "second").predict(TEN) == second.predictor.predict(TEN)
 
 
+@pytest.mark.parametrize("trained", ["float32", "bfloat16"])
+def test_variants_are_predicted_in_the_precision_that_was_learned_from(tiny, tmp_path, monkeypatch, trained):
+    """Rounding is seen beside what tells variants apart, and not beside what tells other proteins apart."""
+    monkeypatch.delenv("ESMTUNE_PRECISION", raising=False)
+    start = "MKTVRQERLKSIVRILERSKEPVSGAQLAEELSVSRQVIVQDIAYLRSLGYNIVATPRGYVLAGG" * 4
+    alike = [(start[:place] + "A" + start[place + 1 :], float(place)) for place in range(40, 52)]
+    other = [(start[place : place + 9], float(place)) for place in range(40, 52)]
+    for rows, is_delicate in ((alike, True), (other, False)):
+        train(tiny, rows, out=tmp_path / str(is_delicate), precision=trained)
+        for has_units in (True, False):
+            monkeypatch.setattr("esmtune.devices.has_bfloat16_units", lambda device, has=has_units: has)
+            said = []
+            loaded = esmtune.load(tmp_path / str(is_delicate))
+            assert (loaded.is_delicate, loaded.spec.precision) == (is_delicate, trained)
+            as_usual = "bfloat16" if has_units else "float32"
+            assert loaded.takes("cpu") == (as_usual if trained == "bfloat16" or not is_delicate else "float32")
+            esmtune.evaluate(tmp_path / str(is_delicate), rows, watch=lambda event, said=said: said.append(str(event)))
+            is_other = is_delicate and loaded.takes("cpu") != trained
+            assert any("PRECISION: this predictor learned" in text for text in said) == is_other
+            is_slower = is_delicate and has_units and trained == "float32"
+            assert any("Computing in float32, as when it was trained" in text for text in said) == is_slower
+            loaded.precision = "bfloat16"
+            assert loaded.takes("cpu") == "bfloat16"
+
+
 # --- Predictors of every release -----------------------------------------------------------------
 
 
