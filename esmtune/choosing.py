@@ -17,6 +17,7 @@ from esmtune.metrics import sign_of
 from esmtune.partition import dealt
 from esmtune.processes import terminable
 from esmtune.records import Dataset
+from esmtune.regression import Regression
 from esmtune.schemes import Scheme
 from esmtune.space import STEPWISE, Settings, configured_by, fixed_by, space_of, usual_settings
 from esmtune.studies import Asking, First, Ledger, Stage, Trial, better_of, silenced
@@ -71,7 +72,15 @@ def choose(
         config, seeds=1, folds=None, learning_curve=False, calibration_fraction=0.0, references=0, dropout_samples=0,
         tokens_per_batch=config.tokens_per_batch or TOKENS_PER_BATCH, report=False,
     )  # fmt: skip
-    metric = config.metric or fit_task(data, config.task).metric
+    fitted = fit_task(data, config.task)
+    metric = config.metric or fitted.metric
+    several = [part for _, part, _ in fitted.parts() if isinstance(part, Regression) and not part.has_one_loss]
+    if metric == "loss" and several:
+        raise ValueError(
+            "--metric loss would compare losses that are not the same: numbers are learned on a scale that each trial "
+            "decides on, and a head that is solved leaves out their order. Take another --metric, or "
+            "--task.scale linear --task.ranking_weight 0."
+        )
     direction: Literal["minimize", "maximize"] = "maximize" if sign_of(metric) > 0 else "minimize"
     bench = Bench(config=fixed, data=dealt(data, scheme, folds), folds=folds, metric=metric, scheme=scheme)
     if nested and folds == 1:

@@ -309,10 +309,18 @@ def _same_task(fitted: Task, old: Task, config: TrainConfig) -> Task:
             f"the predictor to start from {what}, but the data is a {fitted.name}. "
             f"Start its head anew: --init-skip head{instead}."
         )
-    asked = {k: v for k, v in fitted.spec().items() if k.removesuffix("_name") in (config.task or {}) and k != "name"}
-    if asked.get("loss_name", "") in ranking and "ranking_weight" in old.spec():
-        asked["ranking_weight"] = 0.0  # that loss is of nothing but the order
+    options = {
+        k: v for k, v in (config.task or {}).items() if k != "name" and _takes(fitted.name, k, v) and v != "auto"
+    }
+    asked = {k: v for k, v in fitted.spec().items() if k.removesuffix("_name") in options and k != "name"}
     if isinstance(old, Regression):
+        if asked.get("loss_name", old.loss_name) in ranking:  # which is of nothing but the order
+            if asked.get("ranking_weight"):
+                raise ValueError(
+                    f"the loss {asked.get('loss_name', old.loss_name)} that this run goes on with is of nothing but "
+                    "the order: leave out ranking_weight."
+                )
+            asked["ranking_weight"] = 0.0
         scale, error = asked.get("scale", old.scale), asked.get("loss_name", old.loss_name)
         if scale != old.scale or (old.knots and error not in loss):
             raise ValueError(

@@ -125,7 +125,10 @@ class Predictor(nn.Module, Predicting):
             return self.encoder.representations(tokens, self.spec.layers)
 
     def takes(self, device: str) -> Computed:
-        """What matrix products are computed in on a kind of device: as in training, where it can be seen in outputs."""
+        """What matrix products are computed in on a kind of device: as in training, where outputs show it.
+
+        On a device without units for what it was trained in it is float32 all the same.
+        """
         trained = self.spec.precision if self.precision == "auto" else None
         return choose_precision(self.precision, device, trained=trained if trained and self.is_delicate else None)
 
@@ -135,6 +138,8 @@ class Predictor(nn.Module, Predicting):
         if not self.head.standardizes:
             return False
         center, spread = self.head.standardize.center, self.head.standardize.spread
+        if self.head.sees_residues and self.level == "sequence" and self.references:  # then of means over residues
+            spread = spread * self.references.vectors.to(spread).std(0)
         return bool(spread.square().mean() < DELICATE**2 * center.square().mean())
 
     def pool(self, layers: Sequence[Representation]) -> Pooled:

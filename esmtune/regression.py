@@ -110,6 +110,11 @@ class Regression(Task):
         """Whether the loss is one of ranking."""
         return self.loss_name in ranking
 
+    @property
+    def has_one_loss(self) -> bool:
+        """Whether the loss is the same whatever the scale turns out to be, and for a head that is solved."""
+        return self.scale != "auto" and not self.ranking_weight
+
     def pointwise(self) -> "Regression":
         """Without what compares points, unless there is nothing else."""
         return replace(self, ranking_weight=0.0)

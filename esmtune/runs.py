@@ -125,9 +125,9 @@ def resolved(config: TrainConfig, curated: Curated, spec: "Spec") -> TrainConfig
 
     columns, kind = curated.columns, curated.dataset.kind
     options = config.task if kind == "multitask" else task_options(kind, curated.dataset.level, config.task or {})
-    if kind == "regression" and not starts_anew(config, "head"):  # the task that was there goes on
-        own = {name: spec.task[name] for name in ("ranking_weight", "scale")}
-        options = {**(options or {}), **own, "loss": spec.task["loss_name"]}
+    if kind not in ("multitask", "mlm") and not starts_anew(config, "head"):  # the task that was there goes on
+        before = {name: spec.task.get(f"{name}_name", spec.task.get(name)) for name in options or {}}
+        options = {**(options or {}), **{name: value for name, value in before.items() if value is not None}}
     return replace(
         config,
         target=_targets(curated),

@@ -344,7 +344,8 @@ def test_what_init_cannot_do_is_said(tiny, tmp_path, rows, options, sentence):
 @pytest.mark.parametrize(
     ("before", "asked", "loss", "weight"),
     [({}, {}, "squared", 3.0), ({}, {"loss": "pairwise"}, "pairwise", 0.0),
-     ({"loss": "pairwise"}, {}, "pairwise", 0.0), ({"loss": "huber"}, {"ranking_weight": 1.0}, "huber", 1.0)],
+     ({"loss": "pairwise"}, {}, "pairwise", 0.0), ({"loss": "huber"}, {"ranking_weight": 1.0}, "huber", 1.0),
+     ({"scale": "normal"}, {"scale": "auto"}, "squared", 3.0)],
     ids=str,
 )  # fmt: skip
 def test_a_run_that_goes_on_is_repeated_by_its_file(tiny, tmp_path, before, asked, loss, weight):
@@ -356,6 +357,21 @@ def test_a_run_that_goes_on_is_repeated_by_its_file(tiny, tmp_path, before, aske
     assert (saved["loss"], saved["ranking_weight"]) == (loss, weight)
     again = train(tiny, task=saved, **options)
     assert again.predictor.predict(TEN) == second.predictor.predict(TEN)
+
+
+def test_a_run_of_classes_that_goes_on_is_repeated_by_its_file(tiny, tmp_path):
+    first = train(tiny, CLASSES, out=tmp_path / "first", task={"loss": "focal", "label_smoothing": 0.1})
+    options = {"init": str(first.path), "max_steps": 3}
+    second = train(tiny, CLASSES, out=tmp_path / "second", **options)
+    saved = tomllib.loads((tmp_path / "second" / "run.toml").read_text())["task"]
+    assert (saved["loss"], saved["label_smoothing"]) == ("focal", 0.1)
+    assert train(tiny, CLASSES, task=saved, **options).predictor.predict(TEN) == second.predictor.predict(TEN)
+
+
+def test_an_order_beside_a_loss_of_nothing_but_the_order_is_refused(tiny, tmp_path):
+    first = train(tiny, out=tmp_path / "first", task={"name": "regression", "loss": "pairwise"})
+    with pytest.raises(ValueError, match="the loss pairwise that this run goes on with is of nothing but the order"):
+        train(tiny, init=str(first.path), task={"name": "regression", "ranking_weight": 1.0})
 
 
 def test_several_targets_go_on_each_with_what_was_asked_for(tiny, tmp_path):
@@ -392,6 +408,8 @@ def test_variants_are_predicted_in_the_precision_that_was_learned_from(tiny, tmp
     start = "MKTVRQERLKSIVRILERSKEPVSGAQLAEELSVSRQVIVQDIAYLRSLGYNIVATPRGYVLAGG" * 4
     alike = [(start[:place] + "A" + start[place + 1 :], float(place)) for place in range(40, 52)]
     other = [(start[place : place + 9], float(place)) for place in range(40, 52)]
+    attention = train(tiny, alike, head="attention", precision=trained)
+    assert attention.predictor.is_delicate
     for rows, is_delicate in ((alike, True), (other, False)):
         train(tiny, rows, out=tmp_path / str(is_delicate), precision=trained)
         for has_units in (True, False):

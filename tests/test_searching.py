@@ -15,6 +15,7 @@ from esmtune.composition import task_options
 from esmtune.config import TrainConfig
 from esmtune.curves import fit_power_law, more_labels
 from esmtune.space import configured_by, space_of, usual_settings
+from tests.conftest import TEN
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 OPTIONS = {"max_steps": 4, "space": ["tuning=frozen", "head=linear,ridge", "layers=usual/-1"], "folds": 3}
@@ -120,7 +121,7 @@ def test_a_space_leaves_out_what_is_fixed_and_what_does_not_matter():
     assert configured_by(TrainConfig(), {"tuning": "lora", "tuning.rank": 4}).tuning == {"name": "lora", "rank": 4}
 
 
-def test_the_first_trial_is_noted_with_what_it_has_and_losses_are_not_compared_with_other_losses():
+def test_the_first_trial_is_noted_with_what_it_has_and_losses_are_not_compared_with_other_losses(tiny):
     limits = ["task.ranking_weight=0.0,3.0", "task.scale=linear,auto"]
     axes = space_of(TrainConfig(), "regression", "sequence", 6, limits)
     usual = usual_settings(axes, TrainConfig(), task_options("regression", "sequence", {}))
@@ -129,6 +130,8 @@ def test_the_first_trial_is_noted_with_what_it_has_and_losses_are_not_compared_w
     assert not [axis.name for axis in axes if axis.name.startswith("task")]
     with pytest.raises(ValueError, match=r"task\.ranking_weight, which changes what --metric loss compares"):
         space_of(TrainConfig(metric="loss"), "regression", "sequence", 6, limits)
+    with pytest.raises(ValueError, match="would compare losses that are not the same"):
+        esmtune.search([(sequence, len(sequence)) for sequence in TEN], encoder=str(tiny), metric="loss", **OPTIONS)
 
 
 def test_a_verdict_is_a_paired_test():
