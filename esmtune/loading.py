@@ -38,7 +38,7 @@ def ready(
     verify: bool = False,
 ) -> "Predictor | Ensemble":
     """A loaded predictor, on its device."""
-    from esmtune.devices import choose_device, has_bfloat16_units
+    from esmtune.devices import choose_device
     from esmtune.ensembles import load_predictor
     from esmtune.predicting import Predicting
 
@@ -49,15 +49,13 @@ def ready(
     predictor.precision = precision
     predictor = predictor.to(device := choose_device(accelerator))
     first = getattr(predictor, "members", [predictor])[0]
-    if precision == "auto" and first.is_delicate and first.spec.precision:
-        if first.takes(device) != first.spec.precision:
-            watch(Notice(
-                f"PRECISION: this predictor learned from sequences much alike in {first.spec.precision}, but computes "
-                f"in {first.takes(device)} here: what it says of such sequences may differ from what was measured when "
-                f"it was trained. --precision {first.spec.precision} computes as then, if more slowly."
-            ))  # fmt: skip
-        elif has_bfloat16_units(device) and first.takes(device) == "float32":
-            watch(Notice("Computing in float32, as when it was trained, for its sequences are much alike."))
+    trained = first.spec.precision
+    if precision == "auto" and trained and first.is_delicate and first.takes(device) != trained:
+        watch(Notice(
+            f"PRECISION: this predictor learned from sequences much alike in {trained}, but computes in "
+            f"{first.takes(device)} here: what it says of such sequences may differ from what was measured when it was "
+            f"trained. --precision {trained} computes as then, if more slowly."
+        ))  # fmt: skip
     return predictor
 
 
