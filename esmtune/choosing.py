@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from esmtune.composition import Origin, fit_task, task_options
-from esmtune.config import TOKENS_PER_BATCH, Part, TrainConfig
+from esmtune.assignments import fit_task
+from esmtune.composition import Origin
+from esmtune.config import TOKENS_PER_BATCH, TrainConfig
 from esmtune.events import Notice, Progress, Watcher, silent
 from esmtune.journal import Journal
 from esmtune.members import members_of, scores_of, train_members
@@ -19,7 +20,7 @@ from esmtune.processes import terminable
 from esmtune.records import Dataset
 from esmtune.regression import Regression
 from esmtune.schemes import Scheme
-from esmtune.space import STEPWISE, Settings, configured_by, fixed_by, space_of, usual_settings
+from esmtune.space import STEPWISE, Axis, Settings, Value, configured_by, fixed_by, space_of, usual_settings
 from esmtune.studies import Asking, First, Ledger, Stage, Trial, better_of, silenced
 from esmtune.trials import Bench, Outcome, go_on
 from esmtune.workers import Job, origin_of, work_through
@@ -74,8 +75,8 @@ def choose(
     )  # fmt: skip
     fitted = fit_task(data, config.task)
     metric = config.metric or fitted.metric
-    several = [part for _, part, _ in fitted.parts() if isinstance(part, Regression) and not part.has_one_loss]
-    if metric == "loss" and several:
+    parts = [part for _, part, _ in fitted.parts()]
+    if metric == "loss" and any(isinstance(part, Regression) and not part.has_one_loss for part in parts):
         raise ValueError(
             "--metric loss would compare losses that are not the same: numbers are learned on a scale that each trial "
             "decides on, and a head that is solved leaves out their order. Take another --metric, or "
@@ -141,7 +142,7 @@ class _Searching:
             name=f"{self.name}{'frozen' if is_split else 'all'}",
             space=self.space,
             start={"tuning": "frozen"} if is_split else {},
-            first=(First(settings={}, values=usual_settings(self.space, self.bench.config, self._usual_task()),
+            first=(First(settings={}, values=self._usual(self.space, self.bench.config),
                          must_end=True),),
         )  # fmt: skip
         half = math.ceil(trials / 2) if trials and is_split else trials
@@ -158,9 +159,8 @@ class _Searching:
     def _asking(self, stage: Stage, trials: int | None, until: float | None) -> Asking:
         return Asking(self.ledger, stage, trials=trials, until=until)
 
-    def _usual_task(self) -> Part:
-        data, asked = self.bench.data, self.bench.config.task or {}
-        return dict(asked) if data.kind == "multitask" else task_options(data.kind, data.level, asked)
+    def _usual(self, space: Sequence[Axis], config: TrainConfig) -> dict[str, Value]:
+        return usual_settings(space, config, self.bench.data.kind, self.bench.data.level)
 
     def _tunings(self, before: Sequence[Trial], others: list[str]) -> Stage:
         """Tunings, each first by its recipe, with the head and layers of the best trial whose head learns by steps."""
@@ -174,7 +174,7 @@ class _Searching:
         space = tuple(replace(a, values=tuple(others)) if a.name == "tuning" else a for a in space)
         first = []
         for name in others:
-            usual = usual_settings(space, replace(config, tuning={"name": name}), self._usual_task())
+            usual = self._usual(space, replace(config, tuning={"name": name}))
             tuning = next(axis.key for axis in space if axis.name == "tuning")
             first.append(First(settings={**start, "tuning": name}, values={**usual, tuning: name}))
         return Stage(name=f"{self.name}tunings", space=space, start=start, first=tuple(first))

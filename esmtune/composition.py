@@ -1,27 +1,25 @@
 """How a predictor is put together: from parts and pretrained weights, or from a saved one."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from esmtune.config import DEFAULT_ENCODER, DEFAULT_HEAD, DEFAULT_TUNING, LAYERS, REGRESSION, Part, TrainConfig
+from esmtune.assignments import going_on
+from esmtune.config import DEFAULT_ENCODER, DEFAULT_HEAD, DEFAULT_TUNING, LAYERS, Part, TrainConfig
 from esmtune.devices import choose_device, choose_precision
-from esmtune.distributions import distribution
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, LMHead
 from esmtune.events import Notice, Watcher, silent
 from esmtune.heads import head
-from esmtune.losses import class_loss, loss, ranking
 from esmtune.predicting import Spec
 from esmtune.predictor import Predictor, find_encoder
-from esmtune.records import Dataset, Label, Level, of_target
+from esmtune.records import Dataset
 from esmtune.registry import nearest
-from esmtune.regression import Regression
 from esmtune.sampling import can_draw
-from esmtune.tasks import Multitask, Task, task
+from esmtune.tasks import Task
 from esmtune.tuning import automatic, tuning
 
 MLM_HEAD = "language-model"
@@ -64,64 +62,6 @@ def find_origin(config: TrainConfig, data: Dataset, watch: Watcher) -> Origin:
     return Origin(encoder=encoder, source=source, moved=moved, start=start)
 
 
-def fit_task(data: Dataset, asked: Part | None, labels: Sequence[Label] | None = None) -> Task:
-    """Make the task that the data call for, of the training labels, with the options that were asked for.
-
-    With several targets each has a task of its own, and an option goes to every one of them that has it.
-
-    Raises:
-        ValueError: for an option that no task has.
-    """
-    if labels is None:
-        labels = learned_labels(data)
-    options = {k: v for k, v in (asked or {}).items() if k != "name"}
-    if len(data.targets) == 1:
-        return _fitted(data.kind, labels, options, data.level)
-    parts, taken = [], set()
-    for place, target in enumerate(data.targets):
-        own = of_target(labels, place, data.targets)
-        fitting = {k: v for k, v in options.items() if _takes(target.kind, k, v)}
-        taken |= set(fitting)
-        parts.append((target.name, _fitted(target.kind, own, fitting, data.level)))
-    for option, value in options.items():
-        if option not in taken:
-            kinds = ", ".join(dict.fromkeys(target.kind for target in data.targets))
-            raise ValueError(f"none of the targets' tasks ({kinds}) takes the option {option} {value!r}.")
-    return Multitask.of(parts)
-
-
-def learned_labels(data: Dataset) -> list[Label]:
-    """The labels of the training records; a number is unknown where its record weighs nothing."""
-    numbers = [target.kind == "regression" for target in data.targets]
-
-    def learned(label: Label, weight: float) -> Label:
-        if weight or label is None:
-            return label
-        if len(numbers) > 1:
-            return tuple(None if is_number else x for x, is_number in zip(label, numbers, strict=True))  # pyright: ignore
-        return None if numbers[0] else label
-
-    return [learned(label, record.weight) for record in data.of("train") for label in record.labels]
-
-
-def _takes(kind: str, option: str, value: Any) -> bool:
-    """Whether a task has an option; a loss must be one for its kind of labels."""
-    if option == "loss" and option in task.options(kind):
-        return value in ((*loss, *ranking, *distribution) if task[kind].reads == "number" else class_loss)
-    return option in task.options(kind)
-
-
-def task_options(kind: str, level: Level, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a task: those that were asked for, and what is usual for a kind of labels at a level."""
-    is_usual = kind == "regression" and level == "sequence" and asked.get("loss", "squared") == "squared"
-    return task.resolve({**(REGRESSION if is_usual else {}), **asked, "name": kind})
-
-
-def _fitted(kind: str, labels: Sequence[Label], options: Mapping[str, Any], level: Level) -> Task:
-    resolved = task_options(kind, level, options)
-    return task[kind].fit(labels, **{k: v for k, v in resolved.items() if k != "name"})
-
-
 def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, watch: Watcher = silent) -> Predictor:
     """Put encoder, head and task together, by a configuration that is decided; new weights are torch's to draw.
 
@@ -135,7 +75,7 @@ def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, wa
     if start is not None:
         head_names = [n for n in start.state_dict() if n.startswith("head.") and "standardize" not in n]
         if not all(starts_anew(config, name) for name in head_names):
-            fitted = _same_task(fitted, start.task, config)
+            fitted = going_on(fitted, start.task, config)
     head_spec = _leveled(head.resolve(head_spec), config.head, data)
     layers, mix = _layers(config, data, head_spec, origin.encoder), config.mix
     if start is not None and config.layers is None:
@@ -288,50 +228,6 @@ def own(encoder: ESM2, name: str) -> None:
 def starts_anew(config: TrainConfig, name: str) -> bool:
     """Whether a weight comes from no saved predictor."""
     return not config.init or any(_begins(name, prefix) for prefix in config.init_skip)
-
-
-def _same_task(fitted: Task, old: Task, config: TrainConfig) -> Task:
-    """The saved task goes on, for its head was trained in its unit and its order of classes."""
-    if isinstance(fitted, Multitask) and isinstance(old, Multitask):
-        if fitted.names != old.names:
-            raise ValueError(
-                f"the predictor to start from predicts {', '.join(old.names)}, in this order, but the data has "
-                f"{', '.join(fitted.names)}: name them so, --target {' '.join(old.names)}, or start its head anew: "
-                "--init-skip head."
-            )
-        pairs = zip(fitted.names, fitted.tasks, old.tasks, strict=True)
-        return Multitask.of([(name, _same_task(new, was, config)) for name, new, was in pairs])
-    strangers = set(getattr(fitted, "classes", ())) - set(getattr(old, "classes", ()))
-    if fitted.name != old.name or strangers or old.num_outputs < fitted.num_outputs:
-        what = f"has no class {', '.join(sorted(strangers))}" if fitted.name == old.name else f"is a {old.name}"
-        instead = f", or say --task {old.name}" if {old.name, fitted.name} <= NAMED and not strangers else ""
-        raise ValueError(
-            f"the predictor to start from {what}, but the data is a {fitted.name}. "
-            f"Start its head anew: --init-skip head{instead}."
-        )
-    options = {
-        k: v for k, v in (config.task or {}).items() if k != "name" and _takes(fitted.name, k, v) and v != "auto"
-    }
-    asked = {k: v for k, v in fitted.spec().items() if k.removesuffix("_name") in options and k != "name"}
-    if isinstance(old, Regression):
-        if asked.get("loss_name", old.loss_name) in ranking:  # which is of nothing but the order
-            if asked.get("ranking_weight"):
-                raise ValueError(
-                    f"the loss {asked.get('loss_name', old.loss_name)} that this run goes on with is of nothing but "
-                    "the order: leave out ranking_weight."
-                )
-            asked["ranking_weight"] = 0.0
-        scale, error = asked.get("scale", old.scale), asked.get("loss_name", old.loss_name)
-        if scale != old.scale or (old.knots and error not in loss):
-            raise ValueError(
-                f"the predictor to start from learned labels on the scale {old.scale}, which does not go with "
-                f"{f'the scale {scale}' if scale != old.scale else f'the loss {error}'}. Leave it out, or start its "
-                "head anew: --init-skip head."
-            )
-    return replace(old, **asked)  # pyright: ignore[reportArgumentType]
-
-
-NAMED = {"binary", "multiclass"}
 
 
 def _initialized(fresh: Predictor, start: Predictor, config: TrainConfig, watch: Watcher) -> Predictor:

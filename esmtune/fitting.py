@@ -121,8 +121,13 @@ def _identity(config: TrainConfig, curated: Curated) -> dict[str, Any]:
     free = ("cache", "log", "report", "checkpoint_minutes", "self_contained")
     return {name: value for name, value in asdict(config).items() if name not in free} | {
         "data_sha256": curated.dataset.sha256,
-        "version": f"{version('esmtune')}, edition {EDITION}",
+        "version": edition(),
     }
+
+
+def edition() -> str:
+    """Which trainings those of this code are: an unfinished one goes on by the same alone."""
+    return f"{version('esmtune')}, edition {EDITION}"
 
 
 def _run_of(

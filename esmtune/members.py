@@ -15,7 +15,8 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from esmtune.applicability import References
-from esmtune.composition import Origin, compose, decided, find_origin, fit_task, learned_labels
+from esmtune.assignments import fit_task, learned_labels
+from esmtune.composition import Origin, compose, decided, find_origin
 from esmtune.config import TrainConfig
 from esmtune.encoders import encoder_digest
 from esmtune.ensembles import Ensemble

@@ -11,10 +11,11 @@ from typing import Any
 import psutil
 import torch
 
+from esmtune.assignments import fit_task
 from esmtune.batching import SPECIALS
 from esmtune.cache import cache_at
 from esmtune.commands import command_of
-from esmtune.composition import Origin, compose, fit_task
+from esmtune.composition import Origin, compose
 from esmtune.config import TrainConfig
 from esmtune.curation import curate_training
 from esmtune.devices import choose_device, evaluating

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -132,9 +133,12 @@ class Predictor(nn.Module, Predicting):
         trained = self.spec.precision if self.precision == "auto" else None
         return choose_precision(self.precision, device, trained=trained if trained and self.is_delicate else None)
 
-    @property
+    @cached_property
     def is_delicate(self) -> bool:
-        """Whether it was trained on sequences so much alike that rounding is seen beside what tells them apart."""
+        """Whether it was trained on sequences so much alike that rounding is seen beside what tells them apart.
+
+        It is of a predictor that is trained, and found once.
+        """
         if not self.head.standardizes:
             return False
         center, spread = self.head.standardize.center, self.head.standardize.spread

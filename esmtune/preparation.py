@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from esmtune.assignments import learned_labels
 from esmtune.batching import shuffled
 from esmtune.config import TrainConfig
 from esmtune.devices import evaluating
@@ -20,14 +21,14 @@ from esmtune.linear import on_best_scale
 from esmtune.optimization import parameter_groups
 from esmtune.pooling import Pooled
 from esmtune.predictor import Predictor
-from esmtune.records import Label
+from esmtune.records import Dataset, Label
 from esmtune.standing import Fitted
 
 STATISTICS_SAMPLE = 1024  # sequences that tell mean and spread of the features, where the encoder moves
 
 
 def set_up(
-    fabric: Fabric, config: TrainConfig, predictor: Predictor, inputs: Inputs, train: list[int],
+    fabric: Fabric, config: TrainConfig, predictor: Predictor, inputs: Inputs, data: Dataset, train: list[int],
     labels: Sequence[Label], weights: Tensor, begin: Fitted | None,
 ) -> tuple[nn.Module, Any]:  # fmt: skip
     """Standardize what the head sees by what the training records look like before anything moves; solve, set up.
@@ -48,7 +49,7 @@ def set_up(
             predictor.reference = _reference(inputs, sample, seen)
     is_told = begin is None and head.standardizes and predictor.level == "sequence"
     asked = (order if inputs.is_kept else picked) if is_told else []
-    _decide_on_scale(predictor, inputs, train, labels, weights, asked, seen if asked is sample else None)
+    _decide_on_scale(predictor, inputs, data, train, asked, seen if asked is sample else None)
     if head.is_solved:
         if not inputs.is_kept:
             raise ValueError("head 'ridge' is solved in one go, on a frozen encoder: take --tuning frozen.")
@@ -72,12 +73,11 @@ def _reference(inputs: Inputs, sample: list[int], seen: Pooled) -> tuple[Tokens,
 
 
 def _decide_on_scale(
-    predictor: Predictor, inputs: Inputs, train: list[int], labels: Sequence[Label], weights: Tensor,
-    sample: list[int], seen: Pooled | None,
-) -> None:  # fmt: skip
+    predictor: Predictor, inputs: Inputs, data: Dataset, train: list[int], sample: list[int], seen: Pooled | None
+) -> None:
     """Give the predictor the task on the scale that a sample of the training records speaks for, if that is open.
 
-    `seen` is what the pool made of the sample, if it has been computed. A label that weighs nothing has no say.
+    `seen` is what the pool made of the sample, if it has been computed.
     """
     if not any(getattr(part, "scale", "") == "auto" for _, part, _ in predictor.task.parts()):
         return
@@ -90,10 +90,7 @@ def _decide_on_scale(
         row_of = {point: row for row, point in enumerate(points)}
         return predictor.vectors(seen).numpy(force=True)[[row_of[point] for point in wanted]]
 
-    rows = inputs.rows(train)
-    counts = (weights[rows.to(weights.device)] > 0).tolist()
-    own = [labels[row] if has_weight else None for row, has_weight in zip(rows.tolist(), counts, strict=True)]
-    decided, why = on_best_scale(predictor.task, features, points, own)
+    decided, why = on_best_scale(predictor.task, features, points, learned_labels(data))
     predictor.with_task(decided)
     if why:
         inputs.watch(Notice(why))

@@ -54,7 +54,7 @@ def metrics_of(
 ) -> dict[str, Any]:
     """Scores of validation and test records, beside what can be said without fine-tuning."""
     dataset = curated.dataset
-    from esmtune.composition import fit_task
+    from esmtune.assignments import fit_task
     from esmtune.members import scores_of, summary
     from esmtune.standards import beside_baselines, without_loss
 
@@ -121,13 +121,16 @@ def _kept_for_calibration(trained: "Trained", dataset: Dataset) -> int:
 
 def resolved(config: TrainConfig, curated: Curated, spec: "Spec") -> TrainConfig:
     """The configuration with everything that was found out or chosen, so that the run can be repeated."""
-    from esmtune.composition import starts_anew, task_options
+    from esmtune.assignments import task_options
+    from esmtune.composition import starts_anew
 
     columns, kind = curated.columns, curated.dataset.kind
-    options = config.task if kind == "multitask" else task_options(kind, curated.dataset.level, config.task or {})
-    if kind not in ("multitask", "mlm") and not starts_anew(config, "head"):  # the task that was there goes on
-        before = {name: spec.task.get(f"{name}_name", spec.task.get(name)) for name in options or {}}
-        options = {**(options or {}), **{name: value for name, value in before.items() if value is not None}}
+    options = config.task
+    if kind != "multitask":
+        options = task_options(kind, curated.dataset.level, config.task or {})
+        if kind != "mlm" and not starts_anew(config, "head"):  # the task that was there goes on
+            before = {name: spec.task.get(f"{name}_name", spec.task.get(name)) for name in options}
+            options |= {name: value for name, value in before.items() if value is not None}
     return replace(
         config,
         target=_targets(curated),

@@ -8,14 +8,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esmtune.config import EDITION, SEARCH_FOLDS, SEARCH_TRIALS, TrainConfig
+from esmtune.config import SEARCH_FOLDS, SEARCH_TRIALS, TrainConfig
 from esmtune.curation import Curated, curate_training
 from esmtune.events import Notice, Watcher, silent
-from esmtune.fitting import configured
+from esmtune.fitting import configured, edition
 from esmtune.runs import run_toml
 from esmtune.schemes import Scheme
 from esmtune.writers import check_out, whole_file, write_json
@@ -120,7 +119,7 @@ def search(
     from esmtune.choosing import choose
 
     identity = {"config": asdict(config), "space": limits, "nested": nested, "data_sha256": curated.dataset.sha256,
-                "version": f"{version('esmtune')}, edition {EDITION}"}  # fmt: skip
+                "version": edition()}  # fmt: skip
     budget = (trials, None if minutes is None else time.monotonic() + 60 * minutes)
     keep = partial(_keep, path=path, data=data, curated=curated, config=config)
     try:

@@ -25,22 +25,27 @@ def choosing_metric(config: TrainConfig, fitted: Task, labels: Sequence[Label], 
     return wanted
 
 
+def value_of(entry: dict[str, Any], metric: str) -> float | None:
+    """What an evaluation came to, by the metric that chooses; None where that is not defined."""
+    return entry["valid_loss"] if metric == "loss" else entry["valid"][metric]
+
+
 def recent(entries: Sequence[dict[str, Any]], metric: str) -> float | None:
     """The mean of the metric that chooses over some evaluations; None if the last of them has none."""
-    values = [entry["valid_loss"] if metric == "loss" else entry["valid"][metric] for entry in entries]
+    values = [value_of(entry, metric) for entry in entries]
     return None if values[-1] is None else statistics.fmean(value for value in values if value is not None)
 
 
 def better(entry: dict[str, Any], best: dict[str, Any], metric: str) -> bool:
     """Whether one evaluation beats another by the mean of the metric that chooses over the evaluations up to each."""
     new, old = entry["recent"], best["recent"]
-    sign = -1 if metric == "loss" else sign_of(metric)
+    sign = sign_of(metric)
     return new is not None and (old is None or sign * new > sign * old)
 
 
 def best_so_far(best: dict[str, Any], metric: str) -> str:
     """The value of the weights that are kept, for the line that shows the progress; empty before there are any."""
-    value = best.get("valid_loss") if metric == "loss" else best.get("valid", {}).get(metric)
+    value = value_of(best, metric) if "valid" in best else None
     return "" if value is None else f", best {metric} {value:.3f}"
 
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from esmtune.config import DEFAULT_HEAD, DEFAULT_TUNING, RECIPE_OF, RECIPES, Part, TrainConfig
+from esmtune.assignments import task_options
+from esmtune.config import DEFAULT_HEAD, DEFAULT_TUNING, RECIPE_OF, RECIPES, Level, Part, TrainConfig
 from esmtune.heads import head
 from esmtune.registry import nearest
 from esmtune.tasks import task
@@ -137,11 +138,8 @@ def fixed_by(config: TrainConfig) -> dict[str, Value]:
     return fixed
 
 
-def usual_settings(axes: Sequence[Axis], config: TrainConfig, usual_task: Part) -> dict[str, Value]:
-    """The values, by key, that train would take by itself, of those axes that have them: the first trial's.
-
-    `usual_task` is the task with all the options that it then has.
-    """
+def usual_settings(axes: Sequence[Axis], config: TrainConfig, kind: str, level: Level) -> dict[str, Value]:
+    """The values, by key, that train would take by itself, of those axes that have them: the first trial's."""
     fixed = fixed_by(config)
     own: dict[str, Value] = {"tuning": DEFAULT_TUNING, "head": DEFAULT_HEAD, **fixed}
     recipe = RECIPES[RECIPE_OF.get(str(own["tuning"]), "lora")]
@@ -152,7 +150,8 @@ def usual_settings(axes: Sequence[Axis], config: TrainConfig, usual_task: Part) 
         name = str(own[part])
         if name in registry:
             values |= {f"{part}.{k}": p.default for k, p in registry.options(name).items()}
-    values |= {f"task.{option}": value for option, value in usual_task.items()}
+    if kind in task:
+        values |= {f"task.{option}": value for option, value in task_options(kind, level, config.task or {}).items()}
     return {
         axis.key: values[axis.name]
         for axis in axes

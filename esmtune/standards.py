@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from esmtune.assignments import fit_task
 from esmtune.baselines import Embed, Means
 from esmtune.cache import cache_at
 from esmtune.comparison import (
@@ -23,7 +24,6 @@ from esmtune.comparison import (
     out_of_fold,
     usual_layers,
 )
-from esmtune.composition import fit_task
 from esmtune.config import TOKENS_PER_BATCH, Part, TrainConfig
 from esmtune.devices import choose_device
 from esmtune.embedding import kind_of

@@ -62,7 +62,7 @@ def train_once(
     of_valid = [shown[i] for i in inputs.rows(valid).tolist()]
     metric = choosing_metric(config, predictor.task, of_valid, watch)
     window = config.valid_window or 1
-    model, optimizer = set_up(fabric, config, predictor, inputs, train, labels, weights, begin)
+    model, optimizer = set_up(fabric, config, predictor, inputs, data, train, labels, weights, begin)
     schedule = Schedule(config, 0 if predictor.head.is_solved else len(train))
     now = Standing(
         weights=moving(predictor), average=moving(predictor) if config.ema else {}, running=nothing(fabric),

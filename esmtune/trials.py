@@ -8,7 +8,8 @@ from typing import Literal
 
 import torch
 
-from esmtune.composition import Origin, decided, fit_task
+from esmtune.assignments import fit_task
+from esmtune.composition import Origin, decided
 from esmtune.config import TrainConfig
 from esmtune.events import Notice, Progress, silent
 from esmtune.features import Kept
@@ -18,6 +19,7 @@ from esmtune.metrics import sign_of
 from esmtune.partition import dealt
 from esmtune.records import Dataset
 from esmtune.schemes import Scheme
+from esmtune.selection import value_of
 from esmtune.space import Settings, configured_by
 from esmtune.standing import Fitted
 
@@ -100,7 +102,7 @@ def _value(fitted: Fitted, metric: str, fold: int) -> float:
             f"{metric} is not defined on the validation labels of fold {fold + 1}: take fewer --folds, or "
             "--metric loss."
         )
-    value = fitted.best["valid_loss"] if metric == "loss" else fitted.best["valid"][metric]
+    value = value_of(fitted.best, metric)
     if value is None:
         raise _Left("failed", f"{metric} is not defined on fold {fold + 1}: it predicts the same for all")
     return float(value)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import esmtune
+from esmtune.assignments import fit_task
 from esmtune.batching import TooLittleMemoryError, halving, is_out_of_memory
-from esmtune.composition import Origin, compose, decided, fit_task
+from esmtune.composition import Origin, compose, decided
 from esmtune.curation import curate_training
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, Tokens

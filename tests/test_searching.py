@@ -11,7 +11,6 @@ from scipy.stats import ttest_rel
 
 import esmtune
 from esmtune.choosing import verdict_of
-from esmtune.composition import task_options
 from esmtune.config import TrainConfig
 from esmtune.curves import fit_power_law, more_labels
 from esmtune.space import configured_by, space_of, usual_settings
@@ -124,7 +123,7 @@ def test_a_space_leaves_out_what_is_fixed_and_what_does_not_matter():
 def test_the_first_trial_is_noted_with_what_it_has_and_losses_are_not_compared_with_other_losses(tiny):
     limits = ["task.ranking_weight=0.0,3.0", "task.scale=linear,auto"]
     axes = space_of(TrainConfig(), "regression", "sequence", 6, limits)
-    usual = usual_settings(axes, TrainConfig(), task_options("regression", "sequence", {}))
+    usual = usual_settings(axes, TrainConfig(), "regression", "sequence")
     assert (usual["task.ranking_weight"], usual["task.scale"]) == (3.0, "auto")
     axes = space_of(TrainConfig(metric="loss"), "regression", "sequence", 6)
     assert not [axis.name for axis in axes if axis.name.startswith("task")]
