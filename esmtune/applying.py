@@ -243,7 +243,9 @@ def merge(
 ) -> "Predictor | Ensemble":
     """Work the adapters of a predictor (LoRA and its kin) into its encoder's weights, and save that predictor.
 
-    It predicts the same, to rounding, needs no PEFT, and computes no more than an encoder without adapters.
+    It predicts the same, to rounding, needs no PEFT, and computes no more than an encoder without adapters. Outputs in
+    float32 differ by less than 1e-5; in bfloat16 by its rounding, for the sum of two products is then one product of a
+    rounded sum.
 
     Raises:
         ValueError: if the run cannot be read or has no adapters, or `out` exists.

@@ -247,7 +247,7 @@ def merge(
     encoder: Encoder = None,
     self_contained: Annotated[bool, Parameter(help="Save the whole encoder, so that it needs no other file.")] = False,
 ) -> None:
-    """Work the adapters of a run (LoRA and its kin) into the encoder's weights; predictions stay the same."""
+    """Work the adapters of a run (LoRA and its kin) into the encoder's weights; it predicts the same, to rounding."""
     esmtune.merge(run, out=out, overwrite=overwrite, encoder=encoder, self_contained=self_contained)
     results.print(f"Predictor: {out}", soft_wrap=True)
 

@@ -17,7 +17,7 @@ from esmtune.heads import head
 from esmtune.predicting import Spec
 from esmtune.predictor import Predictor, find_encoder
 from esmtune.records import Dataset
-from esmtune.registry import nearest
+from esmtune.registry import missing
 from esmtune.sampling import can_draw
 from esmtune.tasks import Task
 from esmtune.tuning import automatic, tuning
@@ -136,9 +136,7 @@ def decided(config: TrainConfig, data: Dataset, origin: Origin, watch: Watcher) 
         watch(Notice(f"Tuning: {spec['name']}, because {why}."))
     if spec["name"] not in tuning:
         known = ["auto", *tuning]
-        raise ValueError(
-            f"there is no tuning {spec['name']!r}.{nearest(str(spec['name']), known)} There are: {', '.join(known)}."
-        )
+        raise ValueError(missing("tuning", str(spec["name"]), known))
     spec = tuning.resolve(spec)
     if data.kind == "mlm" and spec["name"] == "frozen":
         raise ValueError("task mlm goes on training the encoder, which tuning frozen does not: take full or lora.")

@@ -16,7 +16,7 @@ Replicates = Literal["keep", "mean"]
 Scaling = Literal["none", "temperature", "isotonic"]
 ScheduleShape = Literal["cosine", "linear", "constant"]
 
-EDITION = 2  # one more whenever trainings come to go otherwise, for then none of before can go on
+EDITION = 3  # one more whenever trainings come to go otherwise, for then none of before can go on
 DEFAULT_ENCODER = "esm2_t6_8M_UR50D"
 DEFAULT_HEAD = "mlp"
 DEFAULT_TUNING = "frozen"
@@ -34,6 +34,7 @@ MOST_STEPS, LEAST_EPOCHS = 8000, 3  # of an encoder that moves: from many labels
 RECIPE_OF = {"frozen": "frozen", "full": "full", "last": "full", "probe-then-full": "full"}
 # How numbers of sequences are learned, unless another loss than squared is asked for: docs/recipes.md.
 REGRESSION: Part = {"ranking_weight": 3.0, "scale": "auto"}
+FEW_LABELS = 200  # training sequences: with less, `auto` leaves the encoder frozen
 LAYERS = 7  # that the head sees of an encoder, spread evenly from the embeddings to the last
 TOKENS_PER_BATCH = 4096
 CACHE_GB = 20  # of embeddings, over all runs
@@ -93,7 +94,8 @@ class TrainConfig:
 
     task: Part | None = None
     """What the labels are: regression, binary, multiclass, multilabel or ordinal; told from the labels when that is
-    clear. mlm goes on with language modeling on sequences without labels. Options follow a dot: --task.loss huber."""
+    clear. mlm goes on with language modeling on sequences without labels. Options follow a dot: --task.loss huber
+    (docs/parts.md has them all)."""
     encoder: str | None = None
     """An ESM-2: a Hugging Face name or folder, a fair-esm .pt, a run of ours, or random:NAME.
     [default: esm2_t6_8M_UR50D]"""
@@ -109,17 +111,19 @@ class TrainConfig:
     """Mix several layers into one by learned weights, instead of laying them side by side."""
     head: Part | None = None
     """What reads the encoder: linear, mlp, conv, attention, light-attention or ridge. Options follow a dot:
-    --head.hidden 64. [default: mlp]"""
+    --head.hidden 64 (docs/parts.md). [default: mlp]"""
     tuning: Part | None = None
     """Which weights of the encoder move: frozen (none), last (--tuning.layers of them), bitfit (biases), full,
-    probe-then-full (head first), adapters (lora, dora, ia3, ...), or auto. [default: frozen; full for task mlm]"""
+    probe-then-full (head first), adapters (lora, dora, ia3, loha, lokr, oft, hra), or auto. Options follow a dot:
+    --tuning.rank 4 (docs/parts.md). [default: frozen; full for task mlm]"""
     seeds: int = 1
     """Train so many times, from seed on, and predict with all of them together."""
     dropout_samples: int = 0
     """Predict with so many draws of the head's dropout (MC dropout), whose spread says how sure it is; 0 is without."""
     folds: int | None = None
     """Train on all but one of so many parts, each in turn, and predict with all of them together; 1 is no folds.
-    [default: 5 where there are too few rows to set some aside for validation]"""
+    [default: 5 where there are too few rows to set some aside for validation: below 100, or 500 with one label a
+    sequence and a frozen encoder, whose folds cost next to nothing]"""
 
     epochs: int | None = None
     """Passes over the training rows. [default: by tuning, as are the next three and ema: docs/recipes.md]"""
@@ -153,7 +157,7 @@ class TrainConfig:
     """The validation metric that chooses the weights to keep, or loss. [default: spearman or mcc, by task]"""
     valid_window: int | None = None
     """Choose by its mean over so many epochs, up to the one whose weights are kept, for few validation rows are best
-    predicted by chance. [default: a fifth of the epochs]"""
+    predicted by chance; none is chosen before there are so many. [default: a fifth of the epochs]"""
     patience: int | None = None
     """Stop after so many epochs without better weights, by the same mean. [default: a third of the epochs, at least
     10]"""
@@ -194,7 +198,7 @@ class TrainConfig:
                     "patience": 1, "valid_window": 1,
                     "devices": 1, "num_nodes": 1, "max_length": 1, "seed": 0, "seeds": 1, "folds": 1,
                     "checkpoint_minutes": 0, "ema": 0, "mutations": 0,
-                    "head_learning_rate": 0, "encoder_learning_rate": 0, "weight_decay": 0, "clip": 0,
+                    "head_learning_rate": 0, "encoder_learning_rate": 0, "weight_decay": 0,
                     "dropout_samples": 0, "references": 0}  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -208,7 +212,7 @@ class TrainConfig:
             value = name.removeprefix("log ") if name.startswith("log ") else getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name.split()[0]} is {value!r}, expected one of {', '.join(filter(None, known))}.")
-        if self.clip == 0:
+        if not 0 < self.clip < math.inf:
             raise ValueError(f"clip is {self.clip}, expected more than 0.")
         if self.seed + self.seeds > 1 << 32:
             raise ValueError(f"seed is {self.seed}, expected less than 2 to the 32nd, {1 << 32}.")

@@ -70,6 +70,8 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
     for name in filter(None, columns[0].kinds):
         if name in ("mlm", "multitask"):
             raise ValueError(f"{name} is not of one column. Kinds of columns are: {', '.join(READS)}.")
+        if kind not in (None, name):
+            raise ValueError(f"target says that labels are {name}, but task is {kind}: leave one of them out.")
         reads = _with(reads, name)
     read_parts = [read_rows(t, found, max_length=config.max_length) for t, found in zip(tables, columns, strict=True)]
     rows = [_in_part(row, part) for part, found in zip(parts, read_parts, strict=True) for row in found.rows]
@@ -94,7 +96,8 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
         partition, folds = with_file(known, asked)
         missing = set() if any(r.split == "valid" for r in partition.records) else missing
     else:
-        folds = folds_for(config, kind, missing, known)
+        level = "residue" if any(is_per_residue(target.form) for target in targets) else "sequence"
+        folds = folds_for(config, kind, missing, known, level)
         partition = with_splits(
             known, config, stratify=stratify, missing=missing, folds=folds, kind=kind, method=asked, tables=tables
         )

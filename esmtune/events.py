@@ -15,7 +15,8 @@ class Notice:
 class Progress:
     """`done` of `total` units of a stage, such as sequences; `note` is a short word on how it goes.
 
-    `scores` are there where validation records were just evaluated: each metric, and the loss.
+    `scores` are there where validation records were just evaluated: each metric, and the loss, of the weights that
+    are kept so far.
     """
 
     stage: str

@@ -19,6 +19,7 @@ from esmtune.config import EDITION, TrainConfig
 from esmtune.curation import Curated, curate_training
 from esmtune.events import Notice, Watcher, silent
 from esmtune.examination import examine, refuse_errors, said
+from esmtune.idle import idle
 from esmtune.memory import peak_memory
 from esmtune.nearness import nearness_in
 from esmtune.readings import predictions_of
@@ -72,7 +73,7 @@ def train(
             notices.append(event.text)
         watch(event)
 
-    for text in (*curated.dataset.notices, *said(findings)):
+    for text in (*curated.dataset.notices, *said(findings), *idle(config, curated)):
         hear(Notice(text))
 
     if config.learning_curve and not curated.dataset.of("test"):

@@ -102,7 +102,8 @@ def _form(rows: Sequence[Row], place: int, name: str | None, kind: str | None, l
 
 def _kind(column: Column, form: Form, name: str | None) -> tuple[str, str]:
     if form == "letters":
-        return "binary" if len(column.values) == 2 else "multiclass", ""
+        classes = column.values.keys() - unknown_in(column.values, "name", form=form)
+        return "binary" if len(classes) == 2 else "multiclass", ""
     try:
         return infer_kind(column.values, level="residue" if is_per_residue(form) else "sequence")
     except ValueError as error:

@@ -21,6 +21,7 @@ READS: dict[str, Reads] = {
 # Among names only the spellings that pandas takes as missing: Na is sodium, and none may well be a grade.
 UNKNOWN_NAMES = frozenset(("NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A"))
 UNKNOWN_NUMBERS = frozenset((*(name.lower() for name in UNKNOWN_NAMES), "-nan"))
+UNKNOWN_LETTER = "?"  # - and . and X may well be classes of residues
 TRUTH = {"1": True, "0": False, "true": True, "false": False}
 _WHOLE = re.compile(r"(0|-?[1-9][0-9]*)\.0+")
 _DECIMAL_COMMA = re.compile(r"(>=?|<=?|≥|≤)?\s*[+-]?[0-9]+,[0-9]+")
@@ -108,8 +109,8 @@ def _parts(text: str, form: Form, length: int) -> list[str] | None:
     blank = re.search(r"\s", text)
     if blank and is_whole:
         raise ValueError(
-            f"residue {blank.start() + 1} has a blank for a label; write a letter, or all of them separated by ; "
-            "with nan where unknown"
+            f"residue {blank.start() + 1} has a blank for a label; write a letter, or {UNKNOWN_LETTER} where it "
+            "is unknown"
         )
     return list(text)
 
@@ -132,12 +133,17 @@ def counted(cell: Any, length: int) -> list[bool]:
     return [TRUTH[part] for part in parts]
 
 
-def unknown_in(values: Collection[str], reads: Reads, known: Collection[str] = ()) -> set[str]:
-    """Which of the texts of a column mean that nothing is known: NA and its like, unless it is a class' name."""
-    words = {text for text in values if text.lower() in UNKNOWN_NUMBERS}
+def unknown_in(values: Collection[str], reads: Reads, known: Collection[str] = (), *, form: Form = "one") -> set[str]:
+    """Which of the texts of a column mean that nothing is known: NA and its like, unless it is a class' name.
+
+    >>> sorted(unknown_in(["H", "?", "nan"], "name", form="letters")), unknown_in(["H", "?"], "name", form="separated")
+    (['?', 'nan'], set())
+    """
+    letters = {UNKNOWN_LETTER} if form == "letters" else set()
+    words = {text for text in values if text.lower() in UNKNOWN_NUMBERS or text in letters}
     if reads == "number" or all(as_number(text) is not None for text in values if text not in words):
         return words - set(known)
-    return {text for text in words if text in UNKNOWN_NAMES} - set(known)
+    return {text for text in words if text in UNKNOWN_NAMES | letters} - set(known)
 
 
 def read_label(text: str, reads: Reads, known: Collection[str] = ()) -> Label:
@@ -268,12 +274,12 @@ def set_read(text: str, between: str) -> list[str]:
 def written(target: Target, values: Sequence[Label]) -> Any:
     """Write the labels of one record as a cell in the form of a target, which reads as it was written.
 
-    Letters and `;`-separated lists have `nan` where a label is unknown, and numbers of 6 digits.
+    Where a label is unknown, letters have `?` and `;`-separated lists `nan`. Numbers have 6 digits.
 
     >>> written(Target(name="ss3", kind="multiclass", form="letters"), ["H", "H", "E"])
     'HHE'
     >>> written(Target(name="ss3", kind="multiclass", form="letters"), ["H", None, "E"])
-    'H;nan;E'
+    'H?E'
     >>> written(Target(name="scores", kind="regression", form="separated"), [0.5, None, 1 / 3])
     '0.5;nan;0.333333'
     """
@@ -283,6 +289,7 @@ def written(target: Target, values: Sequence[Label]) -> Any:
     if target.form == "list":
         as_texts = any(isinstance(x, Censored) for x in values)  # a list has entries of one type
         return [x if x is None or (isinstance(x, float) and not as_texts) else str(x) for x in values]
-    texts = ["nan" if x is None else f"{x:.6g}" if isinstance(x, float) else str(x) for x in values]
-    is_letters = target.form == "letters" and all(isinstance(x, str) and len(x) == 1 for x in values)
-    return ("" if is_letters else ";").join(texts)
+    known = [x for x in values if x is not None]
+    if target.form == "letters" and all(isinstance(x, str) and len(x) == 1 and x != UNKNOWN_LETTER for x in known):
+        return "".join(UNKNOWN_LETTER if x is None else str(x) for x in values)
+    return ";".join("nan" if x is None else f"{x:.6g}" if isinstance(x, float) else str(x) for x in values)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from esmtune.registry import Registry, nearest
+from esmtune.registry import Registry, missing
 
 loss: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("loss")
 class_loss: Registry[Callable[..., Tensor]] = Registry("loss")
@@ -44,7 +44,7 @@ def check_loss(name: str, *doors: Registry) -> None:
     """
     known = sorted(set().union(*doors))
     if name not in known:
-        raise ValueError(f"there is no loss {name!r}.{nearest(name, known)} There are: {', '.join(known)}.")
+        raise ValueError(missing("loss", name, known))
 
 
 def check_errors(errors: Tensor, points: Tensor, name: str) -> None:

@@ -37,7 +37,7 @@ from esmtune.standing import Fitted
 from esmtune.tasks import MLM, Task, task
 from esmtune.training import train_once
 
-ENOUGH = 10  # validation points, to call a seed worse than others
+ENOUGH = 10  # points, to call a seed worse than others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def train_members(
     common = predictors[0].task.plain()  # each member may learn labels on another scale
     draws = torch.stack([draws_of(found, common) for found in fitted])
     answers = torch.stack([common.average(own) for own in draws])
-    collapsed = _collapsed(members, fitted, fitted_task) if config.seeds > 1 else []
+    collapsed = _collapsed(members, fitted, answers, common) if config.seeds > 1 else []
     for name in collapsed:
         watch(Notice(f"COLLAPSED: {name} learned nothing that the other seeds did, and is left out of the predictor."))
     kept = [number for number, member in enumerate(members) if member.name not in collapsed]
@@ -288,25 +288,31 @@ def _distances_out_of_fold(members: Sequence[Member], fitted: Sequence[Fitted]) 
     return distances
 
 
-def _collapsed(members: Sequence[Member], fitted: Sequence[Fitted], fitted_task: Task) -> list[str]:
+def _collapsed(members: Sequence[Member], fitted: Sequence[Fitted], answers: Tensor, common: Task) -> list[str]:
     """Members that are not half as far above the baseline as the median member, by the metric that chose the weights.
 
-    A member without a finite value of the metric, or that diverged before its first evaluation, is one too.
+    A loss is no such metric, nor are few validation rows enough: then it is the task's own, and the rows that they
+    learned from count too. A member without a finite value is one, and so is one that diverged before its first
+    evaluation.
     """
-    metric = fitted[0].best.get("metric")
     lost = [m.name for m, f in zip(members, fitted, strict=True) if f.diverged and not f.history]
-    labels = [label for r in members[0].data.of("valid") for label in r.labels]
-    if metric is None or metric == "loss" or sum(label is not None for label in labels) < ENOUGH:
+    chosen, data = fitted[0].best.get("metric"), members[0].data
+    metric = common.metric if chosen in (None, "loss") else chosen
+    labels = shown_labels(common, data)
+    splits = [record.split for record in data.of(None) for _ in record.labels]
+    is_valid = [split == "valid" for split in splits]
+    known = sum(label is not None for label, is_in in zip(labels, is_valid, strict=True) if is_in)
+    within = is_valid if known >= ENOUGH else [split in ("train", "valid") for split in splits]
+    counted = [label for label, is_in in zip(labels, within, strict=True) if is_in]
+    if sum(label is not None for label in counted) < ENOUGH:
         return lost if len(lost) < len(members) else []
-    base: float = fitted_task.scores(fitted_task.baseline(len(labels)), labels)[metric] or 0.0
-    sign = sign_of(metric)
+    base = common.scores(common.baseline(len(counted)), counted)[metric] or 0.0
     gains: list[float | None] = []
-    for found in fitted:
-        scores: Scores = found.best.get("valid", {})
-        value = scores.get(metric)
-        gains.append(None if value is None else sign * (value - base))
-    known = [gain for gain in gains if gain is not None]
-    typical = statistics.median(known) if known else 0.0
+    for own in answers:
+        value = common.scores(own[torch.tensor(within)], counted)[metric] if own.isfinite().all() else None
+        gains.append(None if value is None else sign_of(metric) * (value - base))
+    learned = [gain for gain in gains if gain is not None]
+    typical = statistics.median(learned) if learned else 0.0
     if typical <= 0:  # none of them learned anything: there is nothing else to tell them apart by
         return lost if len(lost) < len(members) else []
     return [m.name for m, gain in zip(members, gains, strict=True) if gain is None or gain < 0.5 * typical]

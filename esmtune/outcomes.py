@@ -192,9 +192,10 @@ def _read_points(outcome: Outcome, target: Target) -> Points | None:
     if not {f"label{end}", f"prediction{end}"} <= set(frame.columns):
         return None
     columns = {name: _column(outcome, f"{name}{end}") for name in ("label", "prediction", "lower", "upper", "set")}
+    classes = tuple(outcome.task_of(target).get("classes", ()))
     record, residue, kept, bounds = [], [], {name: [] for name, column in columns.items() if column is not None}, 0
     for row in np.flatnonzero(outcome.held_out).tolist():
-        own = {name: cells_of(columns[name][row], target.form) for name in kept}  # pyright: ignore[reportOptionalSubscript]
+        own = {name: cells_of(columns[name][row], target.form, classes) for name in kept}  # pyright: ignore[reportOptionalSubscript]
         for place, label in enumerate(own["label"]):
             if not label:
                 continue
@@ -207,7 +208,6 @@ def _read_points(outcome: Outcome, target: Target) -> Points | None:
                 kept[name].append(cells[place] if place < len(cells) else "")
     if reads == "number":
         kept |= {name: np.array([float(x or "nan") for x in kept[name]]) for name in kept if name != "set"}
-    classes = tuple(outcome.task_of(target).get("classes", ()))
     if reads == "name" and not set(classes) >= {*kept["label"], *kept["prediction"]}:
         classes = tuple(dict.fromkeys((*classes, *sorted({*kept["label"], *kept["prediction"]} - set(classes)))))
     has_bounds = reads == "number" or target.kind == "ordinal"

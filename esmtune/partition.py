@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from esmtune.config import SPLIT_METHODS, TrainConfig
+from esmtune.config import DEFAULT_TUNING, FEW_LABELS, SPLIT_METHODS, Level, TrainConfig
 from esmtune.datasets import Columns
 from esmtune.families import feasible
 from esmtune.identity import IDENTITY, NoMMseqsError, Pairs, linked, related
@@ -27,6 +27,7 @@ FOLDS = 5
 LEAST_HALF = 20  # sequences: with less for the choice of weights or for calibration, none are kept for it
 
 FEW = 10  # sequences: with less for validation it goes by folds, unless there are less in all
+FEW_FROZEN = 50  # the same where folds cost next to nothing, unless a share for validation was asked for
 QUICK = 1e12  # residues squared, up to which all are searched for in all at once
 LOOKED_AT = 20  # sequences: with less nobody looks for related ones, since families of so few cannot be held out
 
@@ -65,7 +66,9 @@ def asked_split(split: str | None, table: Table) -> tuple[str | None, str | None
     return split, None
 
 
-def folds_for(config: TrainConfig, kind: str | None, missing: set[Split], records: Sequence[Record]) -> int:
+def folds_for(
+    config: TrainConfig, kind: str | None, missing: set[Split], records: Sequence[Record], level: Level
+) -> int:
     """How many folds the training records are split into for validation; 1 if rows are set aside for it instead.
 
     Raises:
@@ -74,7 +77,10 @@ def folds_for(config: TrainConfig, kind: str | None, missing: set[Split], record
     count = len({r.sequence for r in records if r.split in (None, "train")})
     train = count - round(count * config.test_fraction) if "test" in missing else count
     if config.folds is None:
-        few = config.valid_fraction > 0 and round(count * config.valid_fraction) < FEW <= train
+        tuned = (config.tuning or {}).get("name", DEFAULT_TUNING)
+        is_cheap = level == "sequence" and (tuned == "frozen" or (tuned == "auto" and train < FEW_LABELS))
+        least = FEW_FROZEN if is_cheap and config.valid_fraction == TrainConfig.valid_fraction else FEW
+        few = config.valid_fraction > 0 and round(count * config.valid_fraction) < least and train >= FEW
         ordered = config.split in ("mutations", "time")
         return FOLDS if few and "valid" in missing and config.seeds == 1 and kind != "mlm" and not ordered else 1
     if config.folds > 1 and "valid" not in missing:
@@ -164,6 +170,8 @@ def _asked_scheme(
 ) -> Scheme:
     if config.time and method != "time":
         raise ValueError(f"time {config.time!r} is the column for --split time: say that too, or leave out time.")
+    if config.mutations is not None and method != "mutations":
+        raise ValueError(f"mutations {config.mutations} is of --split mutations: say that too, or leave out mutations.")
     times = times_of(tables, config.time, records) if config.time else None
     return Scheme(
         method=method or "random", seed=config.seed, stratify=stratify, identity=config.identity,

@@ -1,13 +1,14 @@
 """What was measured and predicted, point by point."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from esmtune.labels import Reads, as_text
+from esmtune.labels import UNKNOWN_LETTER, Reads, as_text
 from esmtune.records import Target
 
 
@@ -59,11 +60,11 @@ class Points:
         return replace(self, **{name: x if x is None else x[chosen] for name, x in own.items()}, sets=sets)
 
 
-def cells_of(cell: str | None, form: str) -> list[str]:
-    """The entries of a cell, one a point, empty where unknown.
+def cells_of(cell: str | None, form: str, classes: Collection[str] = ()) -> list[str]:
+    """The entries of a cell, one a point, empty where unknown; of `classes` is what an older release took for one.
 
-    >>> cells_of("HHE", "letters"), cells_of("0.5;nan", "separated"), cells_of("[1.0,null]", "list")
-    (['H', 'H', 'E'], ['0.5', ''], ['1', ''])
+    >>> cells_of("H?E", "letters"), cells_of("0.5;nan", "separated"), cells_of("[1.0,null]", "list")
+    (['H', '', 'E'], ['0.5', ''], ['1', ''])
     """
     if cell is None:
         return [""] if form == "one" else []
@@ -75,4 +76,5 @@ def cells_of(cell: str | None, form: str) -> list[str]:
         parts = list(cell)
     else:
         parts = cell.split(";")
-    return ["" if part == "nan" else part for part in parts]
+    unknown = {"nan", UNKNOWN_LETTER} - set(classes) if form == "letters" else {"nan"}
+    return ["" if part in unknown else part for part in parts]

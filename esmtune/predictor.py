@@ -126,12 +126,11 @@ class Predictor(nn.Module, Predicting):
             return self.encoder.representations(tokens, self.spec.layers)
 
     def takes(self, device: str) -> Computed:
-        """What matrix products are computed in on a kind of device: as in training, where outputs show it.
+        """What matrix products are computed in on a kind of device: as in training, unless told otherwise.
 
         On a device without units for what it was trained in it is float32 all the same.
         """
-        trained = self.spec.precision if self.precision == "auto" else None
-        return choose_precision(self.precision, device, trained=trained if trained and self.is_delicate else None)
+        return choose_precision(self.precision, device, trained=self.spec.precision)
 
     @cached_property
     def is_delicate(self) -> bool:

@@ -7,6 +7,8 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 PartT = TypeVar("PartT", bound=Callable[..., Any])
 
+IMPORT_FIRST = "If it is your own, import its module first, in the shell by --import MODULE."
+
 
 class Registry(Generic[PartT]):
     """All parts of one kind, such as heads, each under the name that users write."""
@@ -30,7 +32,7 @@ class Registry(Generic[PartT]):
     def __getitem__(self, name: str) -> PartT:
         if name in self._parts:
             return self._parts[name]
-        raise ValueError(f"there is no {self.kind} {name!r}.{nearest(name, self)} There are: {', '.join(self)}.")
+        raise ValueError(missing(self.kind, name, self))
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._parts))
@@ -76,6 +78,16 @@ def keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The keyword-only parameters of a function or class."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def missing(kind: str, name: str, known: Iterable[str]) -> str:
+    """What is said of a part that does not exist, as far as anyone can tell: its module may not be imported.
+
+    >>> missing("head", "mpl", ["linear", "mlp"]).partition(" If")[0]
+    "there is no head 'mpl'. Did you mean 'mlp'? There are: linear, mlp."
+    """
+    names = list(known)
+    return f"there is no {kind} {name!r}.{nearest(name, names)} There are: {', '.join(names)}. {IMPORT_FIRST}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -18,7 +18,8 @@ def with_replicates(
     """Say how many rows there are of the same sequence and how they differ; average them with `mean`.
 
     The mean is weighted by the weights of the rows, which add up: a squared loss has the same gradient as before.
-    Rows of different splits stay apart, and so do rows with a bound (`>10`), which no mean can be taken of.
+    Rows of different splits stay apart, and so do rows with a bound (`>10`), which no mean can be taken of, and rows
+    that lack other targets, unless each target gets the same weight: a record has one for all of them.
 
     Raises:
         ValueError: if classes are to be averaged.
@@ -40,7 +41,8 @@ def with_replicates(
         return list(records), [f"{said}{differing}; kept as they are{' (--replicates mean averages)' * numbers}."]
     averaged = [
         record
-        for group in _grouped(records, lambda r: (r.split, r.where if _has_bound(r, targets) else None, r.sequence))
+        for rows in _grouped(records, lambda r: (r.split, r.where if _has_bound(r, targets) else None, r.sequence))
+        for group in _of_one_weight(rows, targets)
         for record in ([_mean(group, targets)] if len(group) > 1 else group)
     ]
     bounds = sum(_has_bound(record, targets) for record in averaged)
@@ -76,6 +78,20 @@ def _has_bound(record: Record, targets: Sequence[Target]) -> bool:
     )
 
 
+def _of_one_weight(rows: Sequence[Record], targets: Sequence[Target]) -> list[list[Record]]:
+    """All rows together if each target has the same weight in them, else those that lack the same targets."""
+    there = [_known(record, targets) for record in rows]
+    weights = {math.fsum(r.weight for r, known in zip(rows, there, strict=True) if place in known)
+               for place in frozenset().union(*there)}  # fmt: skip
+    return [list(rows)] if len(weights) <= 1 else _grouped(rows, lambda record: _known(record, targets))
+
+
+def _known(record: Record, targets: Sequence[Target]) -> frozenset[int]:
+    """The places of the targets that it says something of."""
+    places = range(len(targets))
+    return frozenset(p for p in places if any(x is not None for x in of_target(record.labels, p, targets)))
+
+
 def _differing(
     groups: Sequence[Sequence[Record]], place: int, targets: Sequence[Target], reads: Mapping[str, Reads]
 ) -> str:
@@ -105,7 +121,10 @@ def _mean(group: Sequence[Record], targets: Sequence[Target]) -> Record:
         [_mean_label(point, group) for point in zip(*(of_target(r.labels, place, targets) for r in group), strict=True)]
         for place in range(len(targets))
     ]
-    return replace(group[0], labels=together(each), weight=math.fsum(r.weight for r in group))
+    there = [_known(record, targets) for record in group]
+    some = min(frozenset().union(*there), default=None)  # any target: all have the same weight
+    weight = math.fsum(r.weight for r, known in zip(group, there, strict=True) if some is None or some in known)
+    return replace(group[0], labels=together(each), weight=weight)
 
 
 def _mean_label(point: Sequence[Label], group: Sequence[Record]) -> Label:

@@ -30,10 +30,15 @@ def value_of(entry: dict[str, Any], metric: str) -> float | None:
     return entry["valid_loss"] if metric == "loss" else entry["valid"][metric]
 
 
-def recent(entries: Sequence[dict[str, Any]], metric: str) -> float | None:
-    """The mean of the metric that chooses over some evaluations; None if the last of them has none."""
-    values = [value_of(entry, metric) for entry in entries]
-    return None if values[-1] is None else statistics.fmean(value for value in values if value is not None)
+def recent(entries: Sequence[dict[str, Any]], metric: str, window: int) -> float | None:
+    """The mean of the metric that chooses over the last evaluations.
+
+    None while there are fewer than the window, for a mean of few can be high by chance, and if the last has none.
+    """
+    values = [value_of(entry, metric) for entry in entries[-window:]]
+    if len(values) < window or values[-1] is None:
+        return None
+    return statistics.fmean(value for value in values if value is not None)
 
 
 def better(entry: dict[str, Any], best: dict[str, Any], metric: str) -> bool:

@@ -117,7 +117,7 @@ def _read(
         return *_read_marks(names_of(target), columns), []
     (column,) = columns
     notices = []
-    unknown = unknown_in(column.values, reads, known)
+    unknown = unknown_in(column.values, reads, known, form=target.form)
     words = sorted(unknown - {"nan"} if is_per_residue(target.form) else unknown)
     if words:
         count = sum(column.values[word] for word in words)

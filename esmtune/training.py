@@ -108,7 +108,7 @@ def train_once(
                 note = f"epoch {epoch}{best_so_far(now.best, metric)}"
                 watch(Progress("training", step, schedule.total, "steps", note))
             if now.is_due:
-                rate = optimizer.param_groups[0]["peak"] * schedule.factor(step)
+                rate = (config.head_learning_rate or 0.0) * schedule.factor(step)
                 entry = {"step": step, "epoch": epoch, "train_loss": _mean(now.running), "learning_rate": rate}
                 if lost := _evaluate(entry, now, inputs, valid, targets, weights, of_valid, metric, window):
                     diverged = {"step": step, "epoch": epoch, "ids": [records[i].id for i in lost]}
@@ -117,7 +117,7 @@ def train_once(
                 fabric.log_dict(numbers_of(now.history[-1]), step)
                 if valid:
                     now.is_over = now.since_best >= (config.patience or math.inf)
-                    scores = {"loss": entry["valid_loss"], **entry["valid"]}
+                    scores = {"loss": now.best["valid_loss"], **now.best["valid"]}
                     note = f"epoch {epoch}{best_so_far(now.best, metric)}"
                     watch(Progress("training", step, schedule.total, "steps", note, scores))
                 if now.is_over:
@@ -169,9 +169,12 @@ def _evaluate(
 ) -> list[int]:  # fmt: skip
     """See what was learned, and keep the weights if they are the best so far, by the last evaluations of this stage.
 
+    The newest are kept until there are evaluations enough to tell, unless those of an earlier stage are to be beaten.
     Returns the records whose outputs are not finite; if there are any, nothing is kept.
     """
     predictor = inputs.predictor
+    own = [other for other in now.history if "stage" not in other]
+    is_early = len(own) + 1 < window
     with _wearing(predictor, now.average), centered(predictor):
         if valid:
             outputs = inputs.outputs(valid, "validating")
@@ -183,13 +186,13 @@ def _evaluate(
             rows = inputs.rows(valid).to(weights.device)
             entry["valid_loss"] = predictor.task.loss(outputs, wanted, weights[rows].cpu()).mean.item()
             entry["valid"] = predictor.task.scores(outputs, labels)
-            before = [other for other in now.history if "stage" not in other]
-            entry["recent"] = recent([*before, entry][-window:], metric)
-        now.history.append(entry)
-        if not now.best or not valid or better(entry, now.best, metric):
+            entry["recent"] = recent([*own, entry], metric, window)
+        is_newest_kept = not valid or (is_early and len(own) == len(now.history))
+        if not now.best or is_newest_kept or better(entry, now.best, metric):
             now.best, now.weights, now.since_best = entry, moving(predictor), 0
-        else:
+        elif not is_early:
             now.since_best += 1
+        now.history.append(entry)
     return []
 
 

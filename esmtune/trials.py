@@ -15,7 +15,6 @@ from esmtune.events import Notice, Progress, silent
 from esmtune.features import Kept
 from esmtune.journal import Journal
 from esmtune.members import fitted_members, members_of
-from esmtune.metrics import sign_of
 from esmtune.partition import dealt
 from esmtune.records import Dataset
 from esmtune.schemes import Scheme
@@ -113,22 +112,19 @@ class _Ear:
 
     def __init__(self, metric: str, report: Report, fold: int, before: tuple[float, ...]):
         self.metric, self.report, self.fold, self.before = metric, report, fold, before
-        self.best: float | None = None
         self.told = 0  # tenths of this training
 
     def __call__(self, event: Notice | Progress) -> None:
-        """Report the best so far whenever another tenth of the training is over."""
+        """Report what the weights kept so far reach, whenever another tenth of the training is over."""
         if not isinstance(event, Progress) or event.scores is None:
             return
         value = event.scores.get(self.metric)
         if value is None:
             return
-        choose = max if sign_of(self.metric) > 0 else min
-        self.best = value if self.best is None else choose(self.best, value)
         tenth = min(TENTHS - 1, TENTHS * event.done // max(1, event.total))
         if tenth > self.told:
             self.told = tenth
-            self._tell(self.best)
+            self._tell(value)
 
     def end(self, value: float) -> None:
         """Report what the training came to."""

@@ -11,6 +11,7 @@ it then depends on how batches are split, which is why there is none unless aske
 from collections.abc import Callable
 
 from esmtune.adapters import inject
+from esmtune.config import FEW_LABELS
 from esmtune.esm2 import ESM2
 from esmtune.registry import Registry
 
@@ -21,7 +22,6 @@ tuning: Registry[Callable[..., dict[str, float]]] = Registry("tuning")
 EVERY_MAP = "query,key,value,out,expand,contract"
 
 
-FEW_LABELS = 200
 LARGE_ENCODER = 400_000_000  # weights, between the 150M and the 650M
 
 

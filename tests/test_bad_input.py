@@ -2,10 +2,16 @@
 
 import gzip
 import json
+import random
 
 import polars as pl
 import pytest
 from conftest import TEN, in_new_process
+
+import esmtune
+from esmtune.config import TrainConfig
+from esmtune.curation import curate_training
+from esmtune.idle import idle
 
 NOWHERE = "random:no_such_encoder"  # so that a test fails if the encoder is looked for before the data is read
 
@@ -392,3 +398,54 @@ def test_embed_asks_neither_for_labels_nor_for_splits(shell, place, tiny):
     (place / "data.csv").write_text("sequence,split,set\nMK,fold 1,\nGG,,x\n")
     assert shell("embed", tiny, "data.csv", "--out", "out.parquet").code == 0
     assert pl.read_parquet(place / "out.parquet")["id"].to_list() == ["2", "3"]
+
+
+# --- Options that have no say ----------------------------------------------------------------------
+
+TWENTY = [("MKTV" + "ACDEFGHIKLMNPQRSTVWY"[: place + 1], place / 7) for place in range(20)]
+STRANGERS = [("".join(random.Random(n).choices("ACDEFGHIKLMNPQRSTVWY", k=40)), n / 7) for n in range(20)]
+PARTED = pl.DataFrame(
+    {
+        "sequence": [s for s, _ in TWENTY],
+        "label": [x for _, x in TWENTY],
+        "split": ["train"] * 12 + ["valid"] * 4 + ["test"] * 4,
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "names"),
+    [
+        (PARTED, {"identity": 0.5}, "identity"),
+        (PARTED, {"valid_fraction": 0.2, "test_fraction": 0.3}, "test-fraction|valid-fraction"),
+        (TWENTY, {"folds": 4, "valid_fraction": 0.2}, "valid-fraction"),
+        (TWENTY, {"split": "random", "identity": 0.5}, "identity"),
+        (TWENTY, {"folds": 1, "valid_fraction": 0.0, "patience": 3, "metric": "rmse"}, "metric and --patience"),
+        (PARTED, {"encoder_learning_rate": 1e-3}, "encoder-learning-rate"),
+        (PARTED, {"head": {"name": "ridge"}, "schedule": "linear", "epochs": 7}, "epochs and --schedule"),
+        (PARTED, {"head": {"name": "ridge"}, "seeds": 3}, "seeds"),
+        (PARTED, {"layers": "-1", "mix": True}, "mix"),
+        (PARTED, {}, ""),
+        (TWENTY, {"folds": 4, "patience": 3, "metric": "rmse", "valid_window": 2}, ""),
+        (STRANGERS, {"split": "identity", "identity": 0.5, "layers": "0,1", "mix": True}, ""),
+        (PARTED, {"tuning": {"name": "full"}, "encoder_learning_rate": 1e-3, "patience": 2, "seeds": 2}, ""),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options_that_have_no_say_are_named(table, options, names):
+    config = TrainConfig(**options)
+    said = idle(config, curate_training(table, config))
+    assert [text.split(" ha")[0].removeprefix("--") for text in said] == [name for name in names.split("|") if name]
+
+
+def test_a_run_that_is_repeated_is_told_of_no_option(tiny):
+    """Its configuration has all that was decided, which nobody asked for."""
+    config = esmtune.train(TWENTY, encoder=str(tiny), head="ridge").config
+    assert idle(config, curate_training(TWENTY, config)) == []
+
+
+def test_options_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match="mutations 3 is of --split mutations"):
+        curate_training(TWENTY, TrainConfig(mutations=3))
+    with pytest.raises(ValueError, match="target says that labels are regression, but task is binary"):
+        curate_training(TWENTY, TrainConfig(target=("label:regression",), task={"name": "binary"}))

@@ -279,6 +279,65 @@ def test_parts_and_their_options_that_a_page_names_exist(name):
             assert option in options | {"name"}
 
 
+def tables(text: str) -> dict[str, dict[str, str]]:
+    """The tables of a page by the head of their first column: names in backticks to the rest of their row."""
+    found, rows = {}, {}
+    for line in text.splitlines():
+        cells = line.strip("|").split(" | ")
+        if not line.startswith("|"):
+            rows = {}
+        elif name := re.fullmatch(r"`([\w-]+)`", cells[0].strip()):
+            rows[name[1]] = " | ".join(cells[1:])
+        elif not line.startswith("|-"):
+            rows = found.setdefault(cells[0].strip(), {})
+    return found
+
+
+def of_ours(registry) -> dict:
+    """The parts of a registry that no test has put there."""
+    return {name: registry[name] for name in registry if registry[name].__module__.startswith("esmtune.")}
+
+
+@pytest.mark.parametrize("kind", ["head", "tuning", "task"])
+def test_the_page_of_parts_has_every_part_option_and_default(kind):
+    from esmtune.heads import head
+    from esmtune.tasks import task
+    from esmtune.tuning import tuning
+
+    registry = {"head": head, "tuning": tuning, "task": task}[kind]
+    found = tables(PAGES["docs/parts.md"].read_text(encoding="utf-8"))
+    assert found[kind].keys() == of_ours(registry).keys()
+    known = set()
+    for part, row in found[kind].items():
+        options = registry.options(part)
+        said = dict(pair.split("=", 1) for pair in re.findall(r"`([^`=]+=[^`]*)`", row))
+        assert said == {name: _shown(option.default) for name, option in options.items()}, part
+        known |= options.keys()
+    assert found[f"option of a {kind}"].keys() == known
+
+
+def test_the_page_of_parts_has_every_loss_and_what_is_usual():
+    from esmtune.config import DEFAULT_HEAD, DEFAULT_TUNING, REGRESSION
+    from esmtune.distributions import distribution
+    from esmtune.losses import class_loss, loss, ranking
+
+    text = PAGES["docs/parts.md"].read_text(encoding="utf-8")
+    doors = (loss, class_loss, ranking, distribution)
+    assert tables(text)["loss"].keys() == set().union(*map(of_ours, doors))
+    for door in doors:
+        for name, part in of_ours(door).items():
+            assert set(door.options(name)) <= tables(text)["option of a task"].keys(), part
+    for name, value in REGRESSION.items():
+        assert f"`{name}={value}`" in text
+    assert f"`--head`, `{DEFAULT_HEAD}` unless" in text
+    assert f"`--tuning`, `{DEFAULT_TUNING}` unless" in text
+
+
+def _shown(default) -> str:
+    """A default as one writes it in the shell."""
+    return str(default).lower() if isinstance(default, bool) else str(default) or '""'
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_files_that_a_page_links_to_are_there(name):
     page = PAGES[name]

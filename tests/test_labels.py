@@ -18,6 +18,7 @@ from esmtune.config import TrainConfig
 from esmtune.curation import curate_labeled, curate_training
 from esmtune.datasets import find_columns, read_rows
 from esmtune.labels import READS, UNKNOWN_NAMES, written
+from esmtune.outcomes import read_outcome
 from esmtune.readers import read
 from esmtune.records import BadRowsError, Censored, Marks, Target
 from esmtune.targets import Column, read_labels
@@ -187,7 +188,7 @@ def test_rows_that_do_not_fit_name_both_lengths():
     assert reasons({"sequence": sequences, "label": labels}, level="residue") == [
         "57 labels for 56 residues",
         "1 label for 56 residues",
-        "residue 21 has a blank for a label; write a letter, or all of them separated by ; with nan where unknown",
+        "residue 21 has a blank for a label; write a letter, or ? where it is unknown",
     ]
     labels = [";".join(map(str, range(56)))] * 20
     labels[5] += ";1"
@@ -279,6 +280,46 @@ def test_masks_that_cannot_be_read():
         "the mask of residue 2 is '2', expected 0 or 1",
         "the mask is empty, expected 0 or 1 for each of 4 residues",
     ]
+
+
+def test_a_letter_for_what_is_unknown():
+    dataset = curate({"sequence": ["MKTV", "GG", "M"], "label": ["?HE?", "HE", "?"]})
+    assert labels_of(dataset) == [(None, "H", "E", None), ("H", "E")]
+    assert dataset.targets[0].kind == "binary"
+    assert said(dataset, "Labels taken as unknown: 3 (?).")
+    assert said(dataset, "Residues without a label in 'label', which do not count: 2 of 6.")
+    names = curate({"sequence": ["MKTV", "GG"], "label": ["?;H;E;?", "H;E"]}, level="residue")
+    assert labels_of(names)[0] == ("?", "H", "E", "?")  # among names it is one
+
+
+def test_a_class_of_a_saved_predictor_is_no_unknown_letter():
+    target = Target(name="ss", kind="multiclass", form="letters")
+    columns = {"sequence": ["MKTV"], "label": ["?HE?"]}
+    assert labels_of(evaluated(columns, [target], {"ss": ("?", "E", "H")})) == [("?", "H", "E", "?")]
+    assert labels_of(evaluated(columns, [target], {"ss": ("E", "H")})) == [(None, "H", "E", None)]
+
+
+def test_masked_labels_that_a_run_wrote_are_letters_and_read_again(tiny, tmp_path):
+    sequences = proteins(12, (6, 7, 8, 9))
+    columns = {
+        "sequence": sequences,
+        "ss": [("CHE" * 3)[: len(s)] for s in sequences],
+        "mask": ["01" + "1" * (len(s) - 3) + "0" for s in sequences],
+        "split": ["train"] * 6 + ["valid"] * 3 + ["test"] * 3,
+    }
+    run = esmtune.train(pl.DataFrame(columns), target="ss", encoder=str(tiny), max_steps=2, out=tmp_path / "run")
+    frame = pl.read_csv(tmp_path / "run" / "predictions.csv")
+    expected = ["".join("?" if m == "0" else x for x, m in zip(ss, mask, strict=True))
+                for ss, mask in zip(columns["ss"], columns["mask"], strict=True)]  # fmt: skip
+    assert frame["label"].to_list() == expected
+    assert frame["prediction"].str.len_chars().to_list() == [len(s) for s in sequences]
+    again = pl.DataFrame({"sequence": sequences, "ss": frame["label"], "split": frame["split"]})
+    assert labels_of(curate(again, target=("ss",))) == labels_of(curate(columns, target=("ss",)))
+    assert esmtune.evaluate(run.predictor, again, subset="test")["scores"] == run.metrics["test"]
+    outcome = read_outcome(tmp_path / "run")
+    points = outcome.points(outcome.targets[0])
+    assert points is not None
+    assert len(points) == sum(map(len, sequences[-3:])) - 2 * 3
 
 
 def test_a_row_masked_throughout_has_no_label():
@@ -644,6 +685,17 @@ def test_the_mean_of_replicates_pulls_as_they_do(pairs, prediction):
     assert pulls[0] == pytest.approx(pulls[1], rel=1e-9, abs=1e-9)
 
 
+def test_replicates_with_other_blanks_keep_their_weights():
+    """Together they would pull on each target with the weight of both."""
+    columns = {"sequence": ["MK"] * 4 + ["GG"], "a": [1.0, None, 3.0, None, 7.0], "b": [None, 5.0, None, 9.0, 2.0]}
+    dataset = curate(columns | {"w": [1, 6, 1, 2, 5]}, target=("a", "b"), weight="w", replicates="mean")
+    assert [r.labels for r in dataset.records] == [((2.0, None),), ((None, 6.0),), ((7.0, 2.0),)]
+    assert [r.weight for r in dataset.records] == pytest.approx([2 / 5, 8 / 5, 1.0])
+    assert said(dataset, "averaged: 5 rows became 3.")
+    dataset = curate(columns | {"w": [1, 1, 1, 1, 2]}, target=("a", "b"), weight="w", replicates="mean")
+    assert [(r.labels, r.weight) for r in dataset.records] == [(((2.0, 7.0),), 1.0), (((7.0, 2.0),), 1.0)]
+
+
 def test_replicates_of_different_splits_stay_apart():
     columns = TWICE | {"split": ["train", "test", "train", "train", "valid", "valid"]}
     dataset = curate(columns, replicates="mean")
@@ -780,7 +832,9 @@ def test_how_labels_are_written():
 
     assert cell("letters", "H", "H", "E") == "HHE"
     assert cell("letters", "H", "coil", "E") == "H;coil;E"
-    assert cell("letters", "H", None) == "H;nan"
+    assert cell("letters", "H", None) == "H?"
+    assert cell("letters", None, None) == "??"
+    assert cell("letters", "?", None) == "?;nan"  # a class of a predictor from before ? meant anything
     assert cell("letters", 0.25, 1.0) == "0.25;1"
     assert cell("separated", 1 / 3, None, 2.0, Censored(10.0, ">")) == "0.333333;nan;2;>10"
     assert cell("list", 1 / 3, None) == [1 / 3, None]

@@ -63,6 +63,33 @@ def test_the_shell_uses_ones_own_parts(folder, tiny):
     assert "--import nowhere: No module named 'nowhere'" in answer.err
 
 
+@pytest.mark.parametrize(
+    ("part", "kind"), [("--head", "head"), ("--task.loss", "loss"), ("--task", "task"), ("--tuning", "tuning")]
+)
+def test_a_part_that_is_not_known_may_be_ones_own(folder, tiny, shell, part, kind):
+    answer = shell("train", folder / "d.csv", "--encoder", tiny, part, "mine", "--out", folder / "run")
+    assert answer.code == 2
+    said = " ".join(answer.err.replace("│", " ").split())
+    assert f"there is no {kind} 'mine'." in said
+    assert "If it is your own, import its module first, in the shell by --import MODULE." in said
+
+
+def test_a_run_with_a_part_that_was_imported_says_what_is_missing_when_it_is_not(folder, tiny, shell):
+    options = ("train", folder / "d.csv", "--encoder", tiny, "--task.loss", "cubed", "--max-steps", 1, "--folds", 1)
+    loss("cubed")(lambda outputs, targets: (outputs - targets).abs() ** 3)
+    try:
+        answer = shell(*options, "--out", folder / "run")
+    finally:
+        del loss._parts["cubed"]
+    assert answer.code == 0, answer.err
+    for more in (["--resume"], ["--config", folder / "run" / "run.toml"]):
+        answer = shell(*options, *more, "--out", folder / "again")
+        assert answer.code == 2
+        said = " ".join(answer.err.replace("│", " ").split())
+        assert "there is no loss 'cubed'." in said
+        assert "import its module first, in the shell by --import MODULE." in said
+
+
 def test_parts_of_ours_need_nothing(tiny, tmp_path):
     esmtune.train(ROWS, encoder=str(tiny), max_steps=1, folds=1, out=tmp_path / "run")
     assert json.loads((tmp_path / "run/predictor/predictor.json").read_text())["needs"] == []

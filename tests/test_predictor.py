@@ -402,8 +402,8 @@ def test_an_encoder_may_come_from_a_run(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("trained", ["float32", "bfloat16"])
-def test_variants_are_predicted_in_the_precision_that_was_learned_from(tiny, tmp_path, monkeypatch, trained):
-    """Rounding is seen beside what tells variants apart, and not beside what tells other proteins apart."""
+def test_predictions_are_in_the_precision_that_was_learned_in(tiny, tmp_path, monkeypatch, trained):
+    """Rounding is seen beside what tells variants apart, so it is said where that cannot be had."""
     monkeypatch.delenv("ESMTUNE_PRECISION", raising=False)
     start = "MKTVRQERLKSIVRILERSKEPVSGAQLAEELSVSRQVIVQDIAYLRSLGYNIVATPRGYVLAGG" * 4
     alike = [(start[:place] + "A" + start[place + 1 :], float(place)) for place in range(40, 52)]
@@ -417,8 +417,7 @@ def test_variants_are_predicted_in_the_precision_that_was_learned_from(tiny, tmp
             said = []
             loaded = esmtune.load(tmp_path / str(is_delicate))
             assert (loaded.is_delicate, loaded.spec.precision) == (is_delicate, trained)
-            as_usual = "bfloat16" if has_units else "float32"
-            assert loaded.takes("cpu") == (as_usual if trained == "bfloat16" or not is_delicate else "float32")
+            assert loaded.takes("cpu") == ("bfloat16" if has_units and trained == "bfloat16" else "float32")
             esmtune.evaluate(tmp_path / str(is_delicate), rows, watch=lambda event, said=said: said.append(str(event)))
             is_other = is_delicate and loaded.takes("cpu") != trained
             assert any("PRECISION: this predictor learned" in text for text in said) == is_other

@@ -202,7 +202,7 @@ def test_a_search_leaves_out_what_calibrates_the_winner():
     from esmtune.curation import curate_training
     from esmtune.searching import _curated
 
-    frame = proteins(400)
+    frame = proteins(600)
     config = TrainConfig()
     kept = {r.sequence for r in curate_training(frame, config).dataset.records if r.split == "calibration"}
     assert kept

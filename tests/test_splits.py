@@ -171,12 +171,12 @@ def test_a_split_column_without_test_rows_gets_none():
 
 
 def test_no_split_column():
-    dataset = curate(numbers())
+    dataset = curate(numbers(), folds=1)
     assert Counter(r.split for r in dataset.records) == {"train": 80, "valid": 10, "test": 10}
     (notice,) = (notice for notice in dataset.notices if "No sequences related at 30% identity were found" in notice)
     assert "valid and test drawn at random, seed 0" in notice
-    assert [r.split for r in curate(numbers()).records] == [r.split for r in dataset.records]
-    assert [r.split for r in curate(numbers(), seed=1).records] != [r.split for r in dataset.records]
+    assert [r.split for r in curate(numbers(), folds=1).records] == [r.split for r in dataset.records]
+    assert [r.split for r in curate(numbers(), folds=1, seed=1).records] != [r.split for r in dataset.records]
 
 
 @pytest.mark.parametrize("frame", [numbers(), numbers(3)], ids=["no shares", "too few rows for a share"])
@@ -300,7 +300,13 @@ def folds_in(frame, **options):
         (3, {}, 1),
         (1000, {}, 1),
         (94, {}, 5),
-        (100, {}, 1),
+        (494, {}, 5),  # the encoder is frozen: folds cost next to nothing
+        (500, {}, 1),
+        (94, {"tuning": {"name": "full"}}, 5),
+        (100, {"tuning": {"name": "full"}}, 1),
+        (200, {"tuning": {"name": "auto"}}, 5),
+        (300, {"tuning": {"name": "auto"}}, 1),
+        (200, {"valid_fraction": 0.2}, 1),  # which was asked for
         (40, {"valid_fraction": 0.25}, 1),
         (1000, {"folds": 10}, 10),
     ],

@@ -245,16 +245,34 @@ def test_training_leaves_the_global_random_state_alone(tiny):
 
 @pytest.mark.parametrize("window", [1, 3])
 def test_the_best_weights_are_kept(tiny, window):
-    """By the mean over the last evaluations, of which the first have fewer."""
+    """By the mean over the last evaluations, once there are so many; the newest until then."""
     options = {"epochs": 12, "valid_fraction": 0.3, "metric": "loss", "encoder_learning_rate": 3e-3, "patience": 3}
-    run = train(tiny, **options, valid_window=window)
+    told = []
+    run = train(tiny, **options, valid_window=window, watch=told.append)
     losses = [entry["valid_loss"] for entry in run.history]
-    means = [np.mean(losses[max(0, end - window) : end]) for end in range(1, len(losses) + 1)]
-    assert [entry["recent"] for entry in run.history] == pytest.approx(means)
-    best = int(np.argmin(means))
+    means = [np.mean(losses[end - window : end]) for end in range(window, len(losses) + 1)]
+    assert [entry["recent"] for entry in run.history] == pytest.approx([None] * (window - 1) + means)
+    best = int(np.argmin(means)) + window - 1
     assert run.metrics["best"] == {"step": run.history[best]["step"], "epoch": best + 1, "metric": "loss"}
     assert len(losses) == min(12, best + 1 + 3)
     assert run.metrics["valid"]["rmse"] == pytest.approx(run.history[best]["valid"]["rmse"], abs=1e-6)
+    kept = losses[: window - 1]  # by which a search gives up
+    kept += [losses[int(np.argmin(means[:end])) + window - 1] for end in range(1, len(means) + 1)]
+    assert [e.scores["loss"] for e in told if isinstance(e, events.Progress) and e.scores] == kept
+
+
+def test_the_rate_that_is_told_is_the_heads(tiny):
+    options = {"head_learning_rate": 3e-3, "encoder_learning_rate": 1e-5, "schedule": "constant", "warmup": 0.0}
+    for way in ("full", {"name": "full", "layer_decay": 0.5}, "lora"):
+        run = train(tiny, tuning=way, max_steps=1, **options)
+        assert [entry["learning_rate"] for entry in run.history] == [3e-3]
+
+
+def test_no_epoch_is_chosen_before_there_are_evaluations_enough(tiny):
+    """One evaluation of few rows is high by chance: the last weights are kept where the window is never full."""
+    run = train(tiny, epochs=4, valid_fraction=0.3, valid_window=5, patience=1)
+    assert [entry["recent"] for entry in run.history] == [None] * 4
+    assert run.metrics["best"]["epoch"] == 4
 
 
 def test_the_learning_rate_rises_and_falls():
@@ -359,9 +377,12 @@ def test_options_without_effect_are_refused(tiny):
         train(tiny, rows, task={"name": "binary", "gamma": 3.0})
     with pytest.raises(ValueError, match="compares the sequences of a step, but --global-batch-size is 1"):
         train(tiny, task={"name": "regression", "loss": "pairwise"}, global_batch_size=1)
-    for name in ("head_learning_rate", "clip", "ema"):
+    for name in ("head_learning_rate", "ema"):
         with pytest.raises(ValueError, match=f"{name} is inf, expected 0 or more"):
             train(tiny, **{name: float("inf")})
+    for clip in (0, -1.0, float("inf")):
+        with pytest.raises(ValueError, match="expected more than 0"):
+            train(tiny, clip=clip)
 
 
 def test_the_same_sequence_on_both_sides_of_a_split_is_said(tiny):

@@ -1,0 +1,84 @@
+"""Options that have no say in a run, which is told before it starts."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from esmtune.config import DEFAULT_HEAD, DEFAULT_TUNING, SPLIT_METHODS, TrainConfig
+from esmtune.curation import Curated
+
+if TYPE_CHECKING:
+    from esmtune.datasets import Columns
+
+CHOOSING = ("metric", "patience", "valid_window", "calibration_fraction")
+STEPPING = (
+    "epochs", "max_steps", "global_batch_size", "head_learning_rate", "warmup", "schedule", "ema", "weight_decay",
+    "clip", "patience", "valid_window",
+)  # fmt: skip
+MOVING = ("encoder_learning_rate", "checkpoint_activations")
+
+
+def idle(config: TrainConfig, curated: Curated) -> list[str]:
+    """What is to be said of options that differ from their defaults, and yet change nothing.
+
+    >>> from esmtune.curation import curate_training
+    >>> config = TrainConfig(patience=3, valid_fraction=0.0, folds=1)
+    >>> idle(config, curate_training([("MKTV", 0.1), ("GGSG", 0.9), ("MKTI", 0.2)] * 4, config))
+    ['--patience has no say: no rows are for validation.']
+    """
+    return [
+        f"{' and '.join(f'--{name}' for name in found)} {'has' if len(found) == 1 else 'have'} no say: {why}."
+        for names, why in _without_say(config, curated)
+        if (found := _given(names, config, len(curated.dataset.of("train"))))
+    ]
+
+
+def _without_say(config: TrainConfig, curated: Curated) -> Iterator[tuple[Sequence[str], str]]:
+    """Options that have none, and why."""
+    splits = {record.split for record in curated.dataset.records}
+    says_test = _says_test(config, curated.columns, curated.split_asked)
+    if says_test:
+        yield ("test_fraction",), "the data say which rows are for the test"
+    if curated.says_valid:
+        yield ("valid_fraction",), "the data say which rows are for validation"
+    elif (config.folds or 1) > 1:
+        yield ("valid_fraction",), "with folds the training rows are held out in turn"
+    if says_test and curated.says_valid:
+        yield ("identity",), "the data say how they are split"
+    elif config.split in SPLIT_METHODS and config.split != "identity":
+        yield ("identity",), f"the split is by {config.split}"
+    if curated.folds == 1 and "valid" not in splits:
+        yield CHOOSING, "no rows are for validation"
+    if curated.folds == 1 and "calibration" not in splits:
+        yield ("scaling",), "no rows are for calibration (--calibration-fraction keeps some of those for validation)"
+    tuned = (config.tuning or {}).get("name", "full" if curated.dataset.kind == "mlm" else DEFAULT_TUNING)
+    if tuned == "frozen" and not config.init:
+        yield MOVING, "the encoder is frozen"
+    if _is_solved(str((config.head or {}).get("name", DEFAULT_HEAD))) and not config.init:
+        yield STEPPING, "the head is solved in one go"
+        yield ("seeds",), "the head is solved in one go, to the same each time"
+    if config.layers is not None and config.layers.lstrip("-").isdecimal():
+        yield ("mix",), "there is one layer"
+
+
+def _says_test(config: TrainConfig, columns: "Columns", asked: str | None) -> bool:
+    by_file = asked is not None and asked != columns.split and asked not in SPLIT_METHODS
+    return bool(columns.split or config.valid or config.test or by_file)
+
+
+def _is_solved(name: str) -> bool:
+    from esmtune.heads import head
+
+    return name in head and head[name].is_solved
+
+
+def _given(names: Sequence[str], config: TrainConfig, count: int) -> list[str]:
+    """Those of some options that are not what they would be if nothing was said."""
+    plain = TrainConfig()
+    tuned = str((config.tuning or {}).get("name", DEFAULT_TUNING))
+    usual = [plain, plain.completed(tuned, count)]
+
+    def is_said(name: str) -> bool:
+        value = getattr(config, name)
+        return value is not False and all(value != getattr(x, name) for x in usual)
+
+    return [name.replace("_", "-") for name in names if is_said(name)]
