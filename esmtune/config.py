@@ -250,6 +250,5 @@ class TrainConfig:
             full = replace(full, epochs=epochs)
         epochs = full.epochs or 0
         passes = -(-self.max_steps // max(1, per_epoch)) if self.max_steps else epochs
-        return replace(
-            full, patience=self.patience or max(10, epochs // 3), valid_window=self.valid_window or max(1, passes // 5)
-        )
+        window = min(self.valid_window or max(1, passes // 5), passes)
+        return replace(full, patience=self.patience or max(10, epochs // 3), valid_window=window)

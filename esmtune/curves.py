@@ -95,7 +95,7 @@ def _scores(trained: Trained, places: Sequence[int]) -> tuple[int, Scores]:
     members = [trained.others[place] for place in places]
     outputs = [trained.task.average(draws_of(fitted, trained.task)) for _, fitted in members]
     data = members[0][0].data
-    count = len(data.of("train")) + (len(data.of("valid")) if trained.by_fold else 0)
+    count = sum(len(data.of(split)) for split in (("train", "valid", "calibration") if trained.by_fold else ("train",)))
     return count, scores_of(trained.task, trained.task.average(torch.stack(outputs)), data, "test")
 
 

@@ -1,6 +1,7 @@
 """Options that have no say in a run, which is told before it starts."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from esmtune.config import DEFAULT_HEAD, DEFAULT_TUNING, SPLIT_METHODS, TrainConfig
@@ -9,7 +10,7 @@ from esmtune.curation import Curated
 if TYPE_CHECKING:
     from esmtune.datasets import Columns
 
-CHOOSING = ("metric", "patience", "valid_window", "calibration_fraction")
+CHOOSING = ("patience", "valid_window", "calibration_fraction")
 STEPPING = (
     "epochs", "max_steps", "global_batch_size", "head_learning_rate", "warmup", "schedule", "ema", "weight_decay",
     "clip", "patience", "valid_window",
@@ -55,7 +56,6 @@ def _without_say(config: TrainConfig, curated: Curated) -> Iterator[tuple[Sequen
         yield MOVING, "the encoder is frozen"
     if _is_solved(str((config.head or {}).get("name", DEFAULT_HEAD))) and not config.init:
         yield STEPPING, "the head is solved in one go"
-        yield ("seeds",), "the head is solved in one go, to the same each time"
     if config.layers is not None and config.layers.lstrip("-").isdecimal():
         yield ("mix",), "there is one layer"
 
@@ -75,10 +75,13 @@ def _given(names: Sequence[str], config: TrainConfig, count: int) -> list[str]:
     """Those of some options that are not what they would be if nothing was said."""
     plain = TrainConfig()
     tuned = str((config.tuning or {}).get("name", DEFAULT_TUNING))
+    lasting = {name: getattr(config, name) for name in ("epochs", "max_steps", "global_batch_size")}
     usual = [plain, plain.completed(tuned, count)]
+    following = replace(plain, **lasting).completed(tuned, count)  # what goes by how long it is
 
     def is_said(name: str) -> bool:
         value = getattr(config, name)
-        return value is not False and all(value != getattr(x, name) for x in usual)
+        others = usual if name in lasting else [*usual, following]
+        return value is not False and all(value != getattr(x, name) for x in others)
 
     return [name.replace("_", "-") for name in names if is_said(name)]

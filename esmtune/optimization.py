@@ -21,6 +21,7 @@ class Schedule:
         self.batch_size = config.global_batch_size
         self.per_epoch = -(-count // self.batch_size)
         self.total = (config.max_steps or config.epochs * self.per_epoch) if count else 0
+        self.passes = -(-self.total // self.per_epoch) if count else 0
 
     def __iter__(self) -> Iterator[tuple[int, int, list[int], bool]]:
         """Each step's number, its epoch, its global batch, and whether an evaluation is due after it."""

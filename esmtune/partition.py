@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from esmtune.config import DEFAULT_TUNING, FEW_LABELS, SPLIT_METHODS, Level, TrainConfig
+from esmtune.config import DEFAULT_HEAD, DEFAULT_TUNING, FEW_LABELS, SPLIT_METHODS, Level, TrainConfig
 from esmtune.datasets import Columns
 from esmtune.families import feasible
 from esmtune.identity import IDENTITY, NoMMseqsError, Pairs, linked, related
@@ -27,6 +27,7 @@ FOLDS = 5
 LEAST_HALF = 20  # sequences: with less for the choice of weights or for calibration, none are kept for it
 
 FEW = 10  # sequences: with less for validation it goes by folds, unless there are less in all
+CHEAP_HEADS = ("linear", "mlp", "ridge")  # that see one vector a sequence
 FEW_FROZEN = 50  # the same where folds cost next to nothing, unless a share for validation was asked for
 QUICK = 1e12  # residues squared, up to which all are searched for in all at once
 LOOKED_AT = 20  # sequences: with less nobody looks for related ones, since families of so few cannot be held out
@@ -78,7 +79,9 @@ def folds_for(
     train = count - round(count * config.test_fraction) if "test" in missing else count
     if config.folds is None:
         tuned = (config.tuning or {}).get("name", DEFAULT_TUNING)
-        is_cheap = level == "sequence" and (tuned == "frozen" or (tuned == "auto" and train < FEW_LABELS))
+        is_frozen = tuned == "frozen" or (tuned == "auto" and train < FEW_LABELS)
+        is_cheap = level == "sequence" and is_frozen and (config.head or {}).get("name", DEFAULT_HEAD) in CHEAP_HEADS
+        is_cheap = is_cheap and not config.learning_curve  # which trains each share anew
         least = FEW_FROZEN if is_cheap and config.valid_fraction == TrainConfig.valid_fraction else FEW
         few = config.valid_fraction > 0 and round(count * config.valid_fraction) < least and train >= FEW
         ordered = config.split in ("mutations", "time")
@@ -111,7 +114,10 @@ def with_splits(
     records, notices = list(records), []
     free = [place for place, r in enumerate(records) if r.split in (None, "train")] if missing else []
     own = [records[place] for place in free]
-    valid = config.valid_fraction if "valid" in missing and folds == 1 else 0.0
+    # With folds too, for the test rows must not depend on them, unless there are so few that all tunings go by folds.
+    valid = config.valid_fraction if "valid" in missing else 0.0
+    if folds > 1 and round(len({r.sequence for r in own}) * valid) < FEW:
+        valid = 0.0
     test = config.test_fraction if "test" in missing else 0.0
     scheme = _asked_scheme(config, method, stratify, tables, own)
     pairs, found = None, ""
@@ -125,7 +131,8 @@ def with_splits(
         scheme, found = replace(scheme, method="random"), f"Related sequences cannot be held out apart. {RELATED}"
         parted = split_by(own, scheme, valid=valid, test=test)
     for place in free if parted else []:
-        records[place] = replace(records[place], split=parted.parts[records[place].sequence])  # pyright: ignore[reportOptionalMemberAccess]
+        part = parted.parts[records[place].sequence]  # pyright: ignore[reportOptionalMemberAccess]
+        records[place] = replace(records[place], split="train" if folds > 1 and part == "valid" else part)
     folded = None
     if folds > 1 and scheme.method != "random":
         # Of the training records alone; pairs are numbered by all of them, so they are found anew.

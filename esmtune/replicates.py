@@ -19,7 +19,8 @@ def with_replicates(
 
     The mean is weighted by the weights of the rows, which add up: a squared loss has the same gradient as before.
     Rows of different splits stay apart, and so do rows with a bound (`>10`), which no mean can be taken of, and rows
-    that lack other targets, unless each target gets the same weight: a record has one for all of them.
+    that lack other targets, unless each target gets the same weight: a record has one for all of them, and for all of
+    its residues, those that some of the rows lack included.
 
     Raises:
         ValueError: if classes are to be averaged.
@@ -81,9 +82,10 @@ def _has_bound(record: Record, targets: Sequence[Target]) -> bool:
 def _of_one_weight(rows: Sequence[Record], targets: Sequence[Target]) -> list[list[Record]]:
     """All rows together if each target has the same weight in them, else those that lack the same targets."""
     there = [_known(record, targets) for record in rows]
-    weights = {math.fsum(r.weight for r, known in zip(rows, there, strict=True) if place in known)
-               for place in frozenset().union(*there)}  # fmt: skip
-    return [list(rows)] if len(weights) <= 1 else _grouped(rows, lambda record: _known(record, targets))
+    weights = [math.fsum(r.weight for r, known in zip(rows, there, strict=True) if place in known)
+               for place in frozenset().union(*there)]  # fmt: skip
+    is_one = not weights or math.isclose(min(weights), max(weights))
+    return [list(rows)] if is_one else _grouped(rows, lambda record: _known(record, targets))
 
 
 def _known(record: Record, targets: Sequence[Target]) -> frozenset[int]:

@@ -33,17 +33,21 @@ def value_of(entry: dict[str, Any], metric: str) -> float | None:
 def recent(entries: Sequence[dict[str, Any]], metric: str, window: int) -> float | None:
     """The mean of the metric that chooses over the last evaluations.
 
-    None while there are fewer than the window, for a mean of few can be high by chance, and if the last has none.
+    None while there are fewer than the window, for a mean of few can be high by chance, or where it is not defined.
     """
     values = [value_of(entry, metric) for entry in entries[-window:]]
-    if len(values) < window or values[-1] is None:
-        return None
-    return statistics.fmean(value for value in values if value is not None)
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == window else None
 
 
 def better(entry: dict[str, Any], best: dict[str, Any], metric: str) -> bool:
-    """Whether one evaluation beats another by the mean of the metric that chooses over the evaluations up to each."""
+    """Whether one evaluation beats another by the mean of the metric that chooses over the evaluations up to each.
+
+    Where neither has such a mean it is told by themselves, and either loses to one that has.
+    """
     new, old = entry["recent"], best["recent"]
+    if new is None and old is None:
+        new, old = value_of(entry, metric), value_of(best, metric)
     sign = sign_of(metric)
     return new is not None and (old is None or sign * new > sign * old)
 

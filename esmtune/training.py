@@ -61,9 +61,9 @@ def train_once(
     shown = guessed(labels, inputs.sequences, predictor.masks)
     of_valid = [shown[i] for i in inputs.rows(valid).tolist()]
     metric = choosing_metric(config, predictor.task, of_valid, watch)
-    window = config.valid_window or 1
     model, optimizer = set_up(fabric, config, predictor, inputs, data, train, labels, weights, begin)
     schedule = Schedule(config, 0 if predictor.head.is_solved else len(train))
+    window = max(1, min(config.valid_window or 1, schedule.passes))  # one of two stages has fewer epochs
     now = Standing(
         weights=moving(predictor), average=moving(predictor) if config.ema else {}, running=nothing(fabric),
         history=list(begin.history) if begin else [], best=dict(begin.best) if begin else {},
@@ -169,12 +169,11 @@ def _evaluate(
 ) -> list[int]:  # fmt: skip
     """See what was learned, and keep the weights if they are the best so far, by the last evaluations of this stage.
 
-    The newest are kept until there are evaluations enough to tell, unless those of an earlier stage are to be beaten.
-    Returns the records whose outputs are not finite; if there are any, nothing is kept.
+    Patience begins when there are so many. Returns the records whose outputs are not finite; if there are any,
+    nothing is kept.
     """
     predictor = inputs.predictor
     own = [other for other in now.history if "stage" not in other]
-    is_early = len(own) + 1 < window
     with _wearing(predictor, now.average), centered(predictor):
         if valid:
             outputs = inputs.outputs(valid, "validating")
@@ -187,10 +186,9 @@ def _evaluate(
             entry["valid_loss"] = predictor.task.loss(outputs, wanted, weights[rows].cpu()).mean.item()
             entry["valid"] = predictor.task.scores(outputs, labels)
             entry["recent"] = recent([*own, entry], metric, window)
-        is_newest_kept = not valid or (is_early and len(own) == len(now.history))
-        if not now.best or is_newest_kept or better(entry, now.best, metric):
+        if not now.best or not valid or better(entry, now.best, metric):
             now.best, now.weights, now.since_best = entry, moving(predictor), 0
-        elif not is_early:
+        elif len(own) + 1 >= window:
             now.since_best += 1
         now.history.append(entry)
     return []

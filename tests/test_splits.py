@@ -322,6 +322,24 @@ def test_few_rows_are_validated_in_folds(count, options, folds):
         assert not any("no validation rows" in text for text in found.dataset.notices)
 
 
+@pytest.mark.parametrize("method", [None, "random", "stratified", "identity"])
+def test_the_test_rows_do_not_depend_on_folds(method):
+    """Nor on the tuning, which decides on folds: a search that leaves it open must not see those of its winner."""
+    families = [p[:place] + "W" + p[place + 1 :] for p in proteins(40) for place in range(5)]
+    families = proteins(200) if method in ("random", "stratified") else families
+    frame = pl.DataFrame({"sequence": families, "label": ["ab"[n % 2] for n in range(len(families))]})
+    found = [
+        {
+            r.id
+            for r in curate_training(frame, TrainConfig(split=method, **options)).dataset.records
+            if r.split == "test"
+        }
+        for options in ({}, {"tuning": {"name": "lora"}}, {"folds": 1}, {"folds": 3})
+    ]
+    assert found[0]
+    assert found == [found[0]] * 4
+
+
 def test_folds_are_for_rows_whose_split_the_data_leave_open():
     split = ["train"] * 16 + ["valid"] * 4
     assert folds_in(numbers(20, split=split)) == 1

@@ -245,7 +245,7 @@ def test_training_leaves_the_global_random_state_alone(tiny):
 
 @pytest.mark.parametrize("window", [1, 3])
 def test_the_best_weights_are_kept(tiny, window):
-    """By the mean over the last evaluations, once there are so many; the newest until then."""
+    """By the mean over the last evaluations, once there are so many; the best one until then."""
     options = {"epochs": 12, "valid_fraction": 0.3, "metric": "loss", "encoder_learning_rate": 3e-3, "patience": 3}
     told = []
     run = train(tiny, **options, valid_window=window, watch=told.append)
@@ -256,7 +256,7 @@ def test_the_best_weights_are_kept(tiny, window):
     assert run.metrics["best"] == {"step": run.history[best]["step"], "epoch": best + 1, "metric": "loss"}
     assert len(losses) == min(12, best + 1 + 3)
     assert run.metrics["valid"]["rmse"] == pytest.approx(run.history[best]["valid"]["rmse"], abs=1e-6)
-    kept = losses[: window - 1]  # by which a search gives up
+    kept = [min(losses[:end]) for end in range(1, window)]  # by which a search gives up
     kept += [losses[int(np.argmin(means[:end])) + window - 1] for end in range(1, len(means) + 1)]
     assert [e.scores["loss"] for e in told if isinstance(e, events.Progress) and e.scores] == kept
 
@@ -269,10 +269,23 @@ def test_the_rate_that_is_told_is_the_heads(tiny):
 
 
 def test_no_epoch_is_chosen_before_there_are_evaluations_enough(tiny):
-    """One evaluation of few rows is high by chance: the last weights are kept where the window is never full."""
+    """One evaluation of few rows is high by chance: of a window that is as long as the run only the last is chosen."""
     run = train(tiny, epochs=4, valid_fraction=0.3, valid_window=5, patience=1)
-    assert [entry["recent"] for entry in run.history] == [None] * 4
+    assert run.config.valid_window == 4
+    assert [entry["recent"] is None for entry in run.history] == [True, True, True, False]
     assert run.metrics["best"]["epoch"] == 4
+
+
+def test_the_second_stage_is_chosen_by_its_own_epochs(tiny):
+    """Of which it may have fewer than the whole run."""
+    way = {"name": "probe-then-full", "probe_epochs": 10}
+    options = {"valid_fraction": 0.3, "global_batch_size": 8, "metric": "loss", "encoder_learning_rate": 1e-3}
+    run = train(tiny, tuning=way, max_steps=11, **options)
+    last = run.history[-1]
+    assert run.config.valid_window == 2
+    assert last["recent"] == last["valid_loss"]
+    before = min(entry["recent"] for entry in run.history[:-1] if entry["recent"] is not None)
+    assert (run.metrics["best"]["step"] == last["step"] and "stage" not in last) == (last["recent"] < before)
 
 
 def test_the_learning_rate_rises_and_falls():
