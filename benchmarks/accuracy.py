@@ -83,7 +83,7 @@ def run(name: str, row: Row, seed: int, args: argparse.Namespace) -> dict[str, A
     return {
         "test": metrics["test"],
         "valid": metrics["valid"],
-        "epoch": metrics["best"]["epoch"],
+        "epoch": metrics.get("best", {}).get("epoch"),  # of few labels each fold has its own
         "seconds": environment["seconds"],
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": f"{processor()}, {torch.get_num_threads()} threads",

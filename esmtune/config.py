@@ -123,7 +123,7 @@ class TrainConfig:
     folds: int | None = None
     """Train on all but one of so many parts, each in turn, and predict with all of them together; 1 is no folds.
     [default: 5 where there are too few rows to set some aside for validation: below 100, or 500 with one label a
-    sequence and a frozen encoder, whose folds cost next to nothing]"""
+    sequence, a frozen encoder and head linear, mlp or ridge, where folds cost next to nothing]"""
 
     epochs: int | None = None
     """Passes over the training rows. [default: by tuning, as are the next three and ema: docs/recipes.md]"""

@@ -192,7 +192,7 @@ def variants(count):
 @pytest.mark.parametrize("tuning", ["frozen", {"name": "probe-then-full", "probe_epochs": 1}])
 def test_a_run_decides_once_says_so_and_is_repeated_by_its_file(tiny, tmp_path, tuning):
     said = []
-    options = {"encoder": str(tiny), "split": "random", "cache": "none", "report": False}
+    options = {"encoder": str(tiny), "split": "random", "cache": "none", "report": False, "folds": 1}
     run = esmtune.train(variants(150), out=tmp_path / "one", tuning=tuning, max_steps=30, head_learning_rate=1e-2,
                         global_batch_size=32, watch=said.append, **options)  # fmt: skip
     assert sum("learned as normal scores" in getattr(event, "text", "") for event in said) == 1
@@ -227,7 +227,7 @@ def test_members_on_different_scales_speak_in_the_unit_of_the_label(tiny, tmp_pa
 
 
 def test_a_run_that_goes_on_from_another_keeps_its_scale(tiny, tmp_path):
-    options = {"split": "random", "cache": "none", "report": False, "max_steps": 10}
+    options = {"split": "random", "cache": "none", "report": False, "max_steps": 10, "folds": 1}
     esmtune.train(variants(150), encoder=str(tiny), out=tmp_path / "one", **options)
     two = esmtune.train(variants(150), init=str(tmp_path / "one"), out=tmp_path / "two", **options)
     saved = tomllib.loads((tmp_path / "two" / "run.toml").read_text())["task"]
