@@ -53,6 +53,7 @@ class Curated:
     split_asked: str | None = None  # the column, method or file that splits the same data so again
     identity: float | None = None  # the threshold of a split by identity
     says_valid: bool = False  # whether the data, or a file with a split, say which rows are for validation
+    says_test: bool = False  # and which are for the test
 
 
 def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) -> Curated:
@@ -94,9 +95,9 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
         if len(tables) > 1:
             raise ValueError(f"{asked} says which rows are for validation and test, and there is a file for them too.")
         partition, folds = with_file(known, asked)
-        missing = set() if any(r.split == "valid" for r in partition.records) else missing
+        missing = set() if any(r.split == "valid" for r in partition.records) else {"valid"}
     else:
-        level = "residue" if any(is_per_residue(target.form) for target in targets) else "sequence"
+        level = "residue" if is_per_residue(targets[0].form) else "sequence"
         folds = folds_for(config, kind, missing, known, level)
         partition = with_splits(
             known, config, stratify=stratify, missing=missing, folds=folds, kind=kind, method=asked, tables=tables
@@ -140,7 +141,7 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
         dataset=dataset, columns=columns[0] if has_mask else replace(columns[0], mask=None), folds=folds, whole=whole,
         blank=blank, reads=reads, rows=sum(table.frame.height for table in tables), refusal=refusal,
         split=partition.facts, split_asked=columns[0].split or chosen, identity=partition.facts.get("identity"),
-        says_valid="valid" not in missing,
+        says_valid="valid" not in missing, says_test="test" not in missing,
     )  # fmt: skip
 
 

@@ -2,13 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from esmtune.config import DEFAULT_HEAD, DEFAULT_TUNING, SPLIT_METHODS, TrainConfig
 from esmtune.curation import Curated
-
-if TYPE_CHECKING:
-    from esmtune.datasets import Columns
 
 CHOOSING = ("patience", "valid_window", "calibration_fraction")
 STEPPING = (
@@ -36,14 +32,13 @@ def idle(config: TrainConfig, curated: Curated) -> list[str]:
 def _without_say(config: TrainConfig, curated: Curated) -> Iterator[tuple[Sequence[str], str]]:
     """Options that have none, and why."""
     splits = {record.split for record in curated.dataset.records}
-    says_test = _says_test(config, curated.columns, curated.split_asked)
-    if says_test:
+    if curated.says_test:
         yield ("test_fraction",), "the data say which rows are for the test"
     if curated.says_valid:
         yield ("valid_fraction",), "the data say which rows are for validation"
     elif (config.folds or 1) > 1:
         yield ("valid_fraction",), "with folds the training rows are held out in turn"
-    if says_test and curated.says_valid:
+    if curated.says_test and curated.says_valid:
         yield ("identity",), "the data say how they are split"
     elif config.split in SPLIT_METHODS and config.split != "identity":
         yield ("identity",), f"the split is by {config.split}"
@@ -58,11 +53,6 @@ def _without_say(config: TrainConfig, curated: Curated) -> Iterator[tuple[Sequen
         yield STEPPING, "the head is solved in one go"
     if config.layers is not None and config.layers.lstrip("-").isdecimal():
         yield ("mix",), "there is one layer"
-
-
-def _says_test(config: TrainConfig, columns: "Columns", asked: str | None) -> bool:
-    by_file = asked is not None and asked != columns.split and asked not in SPLIT_METHODS
-    return bool(columns.split or config.valid or config.test or by_file)
 
 
 def _is_solved(name: str) -> bool:
