@@ -92,9 +92,23 @@ class TooLittleMemoryError(ValueError):
     """There is too little memory for the least that can be computed at once."""
 
 
+# What torch says where memory ran out on a CPU: its allocator, C++, and oneDNN, which asks for code and for work space.
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "std::bad_alloc", "could not create a primitive", "could not create a memory")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device had no memory left; torch has a class of its own for GPUs alone."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether a device had no memory left; torch has a class of its own for GPUs alone.
+
+    >>> is_out_of_memory(RuntimeError("could not create a primitive"))
+    True
+    >>> is_out_of_memory(RuntimeError("could not create a primitive descriptor for the matmul primitive"))
+    False
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(error)
+    # A descriptor is refused for what is asked, not for want of memory.
+    return any(known in said for known in OUT_OF_MEMORY) and "descriptor" not in said
 
 
 def shuffled(count: int, size: int, *, seed: int, epoch: int) -> Iterator[list[int]]:

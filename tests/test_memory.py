@@ -26,6 +26,8 @@ ERRORS = [
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
     torch.OutOfMemoryError("CUDA out of memory."),
     MemoryError(),
+    RuntimeError("could not create a primitive"),
+    RuntimeError("std::bad_alloc"),
 ]
 
 
