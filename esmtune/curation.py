@@ -97,6 +97,8 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
         partition, folds = with_file(known, asked)
         missing = set() if any(r.split == "valid" for r in partition.records) else {"valid"}
     else:
+        if missing and asked != "random":  # a search for relatives takes minutes
+            refuse(_in_order(problems, tables), config.skip_bad_rows)
         level = "residue" if is_per_residue(targets[0].form) else "sequence"
         folds = folds_for(config, kind, missing, known, level)
         partition = with_splits(
