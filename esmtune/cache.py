@@ -27,6 +27,7 @@ from esmtune.writers import whole_file
 VERSION = 1  # of the shards, and of every number that an encoder gives: raised when one of them changes
 DIGEST = 32  # bytes
 SHARD_BYTES = 128 << 20  # what is collected before it is written
+SHARD_SECONDS = 120.0  # how long it is collected: more work than this is not lost to a kill
 ABANDONED = 24 * 3600  # seconds after which a file that was never renamed is no longer being written
 
 Vectors = tuple[Float[np.ndarray, "_ dim"], ...]  # of one sequence, an array a layer
@@ -233,6 +234,7 @@ class Collector:
         self._sequences: list[str] = []
         self._vectors: list[Vectors] = []
         self._bytes = 0
+        self._since = time.monotonic()
 
     def add(self, sequences: Sequence[str], vectors: Sequence[Vectors]) -> None:
         """Take in a whole batch; shards end where batches end."""
@@ -241,7 +243,7 @@ class Collector:
         self._sequences += sequences
         self._vectors += vectors
         self._bytes += sum(array.nbytes for arrays in vectors for array in arrays)
-        if self._bytes >= SHARD_BYTES:
+        if self._bytes >= SHARD_BYTES or time.monotonic() - self._since >= SHARD_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -249,6 +251,7 @@ class Collector:
         if self.cache is not None and self.kind is not None:
             self.cache.write(self.kind, self.encoder, self.layers, self._sequences, self._vectors)
         self._sequences, self._vectors, self._bytes = [], [], 0
+        self._since = time.monotonic()
 
 
 def digest_of(sequence: str) -> bytes:

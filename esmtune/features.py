@@ -72,17 +72,18 @@ class Features:
         missing = [number for number, sequence in enumerate(new) if sequence not in self._kept]
         batches = remaining(range(len(new)), missing, [len(sequence) for sequence in new], self.budget)
         done = len(new) - len(missing)
-        for shard in self._shards(batches, new):
-            rows = self._computed(shard, new, stage, done)
+        for part in self._parts(batches, new):
+            rows = self._computed(part, new, stage, done)
             done += len(rows)
             names = [new[number] for number in rows]
             if self.fabric.is_global_zero:
                 dim = spec.shape.embed_dim
                 collector.add(names, [tuple(x.numpy() for x in row.split(dim, dim=1)) for row in rows.values()])
-                collector.flush()
             self._kept |= {name: (row,) for name, row in zip(names, rows.values(), strict=True)}
             if not self.fits:  # then they are read from where they were just written
+                collector.flush()
                 self._take(names, kind)
+        collector.flush()
 
     def _take(self, sequences: Sequence[str], kind: Kind | None) -> None:
         """Keep what the cache has, in every process the same."""
@@ -110,17 +111,18 @@ class Features:
         tell = progress(self.watch, stage, len(sequences), done)
         return gathered(self.fabric, self.predictor, batches, counts, self.predictor.features_dim, compute, tell)
 
-    def _shards(self, batches: Sequence[list[int]], sequences: Sequence[str]) -> Iterator[list[list[int]]]:
-        """Batches, as many at a time as are written at once."""
-        shard, size = [], 0
+    def _parts(self, batches: Sequence[list[int]], sequences: Sequence[str]) -> Iterator[list[list[int]]]:
+        """Batches, as many at a time as are kept at once: one for each process, or what a file of the cache holds."""
+        part, size = [], 0
         for batch in batches:
-            shard.append(batch)
+            part.append(batch)
             size += sum(self._bytes(sequences[number]) for number in batch)
-            if size >= SHARD_BYTES:
-                yield shard
-                shard, size = [], 0
-        if shard:
-            yield shard
+            is_full = len(part) == self.fabric.world_size if self.fits else size >= SHARD_BYTES
+            if is_full:
+                yield part
+                part, size = [], 0
+        if part:
+            yield part
 
     def _points(self, sequence: str) -> int:
         """A head may look at all residues, whatever the level of what it says."""

@@ -13,6 +13,7 @@ import esmtune
 from esmtune import embedding, features
 from esmtune.cache import Cache, Collector, Kind, Shard, cache_at
 from esmtune.embedding import kind_of
+from esmtune.events import Progress
 from esmtune.heads import Head, Linear, head
 from tests.conftest import TEN, in_new_process, tiny_encoder
 
@@ -203,7 +204,7 @@ def test_replicates_are_computed_once(tiny, counted):
 
 def test_what_a_stopped_run_computed_is_used_and_changes_no_bit(tiny, tmp_path, monkeypatch, counted):
     """Whole batches are missing, and the same batches are computed."""
-    monkeypatch.setattr(features, "SHARD_BYTES", 1)
+    monkeypatch.setattr("esmtune.cache.SHARD_SECONDS", 0.0)  # so that every batch is written as soon as it is there
     options = OPTIONS | {"encoder": str(tiny), "head": {"name": "conv"}}
     whole = esmtune.train(ROWS, **options)
     counted.clear()
@@ -224,6 +225,24 @@ def test_what_a_stopped_run_computed_is_used_and_changes_no_bit(tiny, tmp_path, 
     assert before < 10 <= len(counted) < 10 + before  # the batch in hand was lost
     assert again.history == whole.history
     assert again.predictions.equals(whole.predictions)
+
+
+def test_what_a_stopped_embedding_computed_is_kept(tiny, tmp_path, monkeypatch, counted):
+    monkeypatch.setattr("esmtune.cache.SHARD_SECONDS", 0.0)
+    sequences = [sequence for sequence, _ in ROWS]
+    whole = esmtune.embed(tiny, sequences, cache="none", tokens_per_batch=60).vectors
+    counted.clear()
+
+    def stop(event):
+        if isinstance(event, Progress) and event.done >= 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        esmtune.embed(tiny, sequences, cache=str(tmp_path), tokens_per_batch=60, watch=stop)
+    before = len(counted)
+    again = esmtune.embed(tiny, sequences, cache=str(tmp_path), tokens_per_batch=60).vectors
+    assert 5 <= before < 10 == len(counted)
+    assert (again == whole).all()
 
 
 def test_features_that_do_not_fit_are_read_from_disk(tiny, tmp_path, monkeypatch, counted):
