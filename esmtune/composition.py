@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from esmtune.assignments import going_on
-from esmtune.config import DEFAULT_ENCODER, DEFAULT_HEAD, DEFAULT_TUNING, LAYERS, Part, TrainConfig
+from esmtune.config import DEFAULT_ENCODER, DEFAULT_TUNING, LAYERS, Part, TrainConfig, usual_head
 from esmtune.devices import choose_device, choose_precision
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, LMHead
@@ -70,7 +70,7 @@ def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, wa
     """
     start = origin.start
     tuning_spec = config.tuning or {}
-    usual = {"name": MLM_HEAD if data.kind == "mlm" else DEFAULT_HEAD}
+    usual = {"name": MLM_HEAD} if data.kind == "mlm" else usual_head(str(tuning_spec["name"]), data.kind, data.level)
     head_spec = _completed(usual if start is None else start.spec.head, config.head)
     if start is not None:
         head_names = [n for n in start.state_dict() if n.startswith("head.") and "standardize" not in n]

@@ -16,7 +16,7 @@ Replicates = Literal["keep", "mean"]
 Scaling = Literal["none", "temperature", "isotonic"]
 ScheduleShape = Literal["cosine", "linear", "constant"]
 
-EDITION = 3  # one more whenever trainings come to go otherwise, for then none of before can go on
+EDITION = 4  # one more whenever trainings come to go otherwise, for then none of before can go on
 DEFAULT_ENCODER = "esm2_t6_8M_UR50D"
 DEFAULT_HEAD = "mlp"
 DEFAULT_TUNING = "frozen"
@@ -35,12 +35,24 @@ RECIPE_OF = {"frozen": "frozen", "full": "full", "last": "full", "probe-then-ful
 # How numbers of sequences are learned, unless another loss than squared is asked for: docs/recipes.md.
 REGRESSION: Part = {"ranking_weight": 3.0, "scale": "auto"}
 FEW_LABELS = 200  # training sequences: with less, `auto` leaves the encoder frozen
+CLASSES = ("binary", "multiclass", "multilabel", "ordinal")
+DROPOUT = 0.5  # of an MLP on a frozen encoder, for classes of sequences
 LAYERS = 7  # that the head sees of an encoder, spread evenly from the embeddings to the last
 TOKENS_PER_BATCH = 4096
 CACHE_GB = 20  # of embeddings, over all runs
 SHARES = (0.1, 0.2, 0.5)  # of the labels, that a learning curve is made of, beside all
 SEARCH_TRIALS = 20
 SEARCH_FOLDS = 5  # of the rows that are not for the test, where the data do not say which are for validation
+
+
+def usual_head(tuning: str, kind: str, level: str) -> Part:
+    """The head for labels of a kind and level, with what is not its own default, where nothing else is asked for.
+
+    >>> usual_head("frozen", "regression", "sequence")
+    {'name': 'mlp'}
+    """
+    is_noisy = tuning == "frozen" and kind in CLASSES and level == "sequence"
+    return {"name": DEFAULT_HEAD} | ({"dropout": DROPOUT} if is_noisy else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +165,9 @@ class TrainConfig:
     """AdamW's weight decay, of matrices only."""
     clip: float = 1.0
     """The gradient's norm is cut to this."""
+    feature_noise: float | None = None
+    """Noise on what the head sees while it learns, in standard deviations of each channel. [default: of a frozen
+    encoder, for classes of sequences, what a linear map of the training rows needs, 2 at most; else 0]"""
     metric: str | None = None
     """The validation metric that chooses the weights to keep, or loss. [default: spearman or mcc, by task]"""
     valid_window: int | None = None
@@ -199,7 +214,7 @@ class TrainConfig:
                     "devices": 1, "num_nodes": 1, "max_length": 1, "seed": 0, "seeds": 1, "folds": 1,
                     "checkpoint_minutes": 0, "ema": 0, "mutations": 0,
                     "head_learning_rate": 0, "encoder_learning_rate": 0, "weight_decay": 0,
-                    "dropout_samples": 0, "references": 0}  # fmt: skip
+                    "dropout_samples": 0, "references": 0, "feature_noise": 0}  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:

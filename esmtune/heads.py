@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from esmtune.esm2 import ESM2, LMHead, Representation
 from esmtune.pooling import POOLS, Pool, Pooled, segment_max, segment_mean, segment_softmax, segment_sum
-from esmtune.readouts import Convolution, Dropout, LayerMix, Standardize, at_least_one
+from esmtune.readouts import Convolution, Dropout, LayerMix, Noise, Standardize, at_least_one
 from esmtune.records import Level
 from esmtune.registry import Registry
 from esmtune.ridge import solve
@@ -60,6 +60,7 @@ class Head(nn.Module, ABC):
         self.sees_residues = pool == "residue"
         self.level: Level = level or ("residue" if self.sees_residues else "sequence")
         self.standardize = Standardize(layers * dim)
+        self.noise = Noise()
         self.mix = LayerMix(layers) if layers > 1 else nn.Identity()
 
     def pool(self, x: Representation) -> Pooled:
@@ -89,8 +90,8 @@ class Head(nn.Module, ABC):
         return self.readout(self.prepared(self.pool(x) if isinstance(x, Representation) else x))
 
     def prepared(self, x: Pooled) -> Pooled:
-        """What the readout is given: standardized, and of several layers one."""
-        return replace(x, features=self.mix(self.standardize(x.features)))
+        """What the readout is given: standardized, with noise in training, and of several layers one."""
+        return replace(x, features=self.mix(self.noise(self.standardize(x.features), x.seeds)))
 
 
 head: Registry[type[Head]] = Registry("head")

@@ -9,7 +9,7 @@ from esmtune.curation import Curated
 CHOOSING = ("patience", "valid_window", "calibration_fraction")
 STEPPING = (
     "epochs", "max_steps", "global_batch_size", "head_learning_rate", "warmup", "schedule", "ema", "weight_decay",
-    "clip", "patience", "valid_window",
+    "clip", "feature_noise", "patience", "valid_window",
 )  # fmt: skip
 MOVING = ("encoder_learning_rate", "checkpoint_activations")
 

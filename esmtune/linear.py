@@ -1,7 +1,7 @@
 """From numbers to outputs of a task by one penalized linear map, whose penalty the training points choose."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from esmtune.classes import Named
 from esmtune.kinds import Task
+from esmtune.multilabel import Multilabel
 from esmtune.records import Censored, Label
 from esmtune.regression import Regression
 from esmtune.ridge import left_out, solve_in_axes, solve_squares
@@ -17,8 +19,9 @@ from esmtune.tasks import Multitask
 
 WORK = 2e8  # points times numbers times outputs, of which a map is found at most; of more points a sample is taken
 LEAST = 500  # points that a sample has at least
-SCALE_SAMPLE = 1000  # points that decide on a scale, at most
+PROBED = 1000  # points that tell what suits a head, at most
 FEWEST = 20  # the same at least
+MOST_NOISE = 2.0  # standard deviations of the features
 NEGLIGIBLE = 1e-13  # of the largest axis' share of the variance
 
 Map = Callable[[Float[np.ndarray, "points dim"]], Float[Tensor, "points outputs"]]
@@ -66,20 +69,44 @@ def linear_map(
     return apply, penalty
 
 
-def on_best_scale(
-    task: Task, features: Callable[[Sequence[int]], Float[np.ndarray, "points dim"]], points: Sequence[int],
-    labels: Sequence[Label],
-) -> tuple[Task, str]:  # fmt: skip
+@dataclass(frozen=True)
+class Probe:
+    """Points in the own axes of their features, each to be predicted from all others by a linear map."""
+
+    turned: Float[Tensor, "points axes"]
+    sizes: Float[Tensor, "axes"]
+
+    @classmethod
+    def of(cls, x: Float[np.ndarray, "points dim"]) -> "Probe | None":
+        """Of features as they are; None where there are too few points, or not all features are finite."""
+        if len(x) < FEWEST or not np.isfinite(x).all():
+            return None
+        turned, _, sizes = _own_axes(torch.from_numpy(_standardized(x)[0]).double())
+        return cls(turned, sizes)
+
+    def best(self, y: Float[Tensor, "points columns"]) -> tuple[Float[Tensor, "points columns"], float]:
+        """How far each point is from what the others say, under the penalty that makes this least; and that penalty."""
+        alike = torch.full((len(y),), 1 / len(y), dtype=torch.float64)
+        found = left_out(self.turned, self.sizes, y - y.mean(0), alike)
+        off, _, penalty = min(found, key=lambda each: each[0].square().sum())
+        return off, penalty
+
+
+Probing = Callable[[Sequence[int]], Probe | None]  # of training points, by their number
+
+
+def on_best_scale(task: Task, probe: Probing, points: Sequence[int], labels: Sequence[Label]) -> tuple[Task, str]:
     """Decide on which scale labels are learned, where that is open, and say why if it is not that of the labels.
 
-    It is that of normal scores if a linear map of frozen features, of at most `SCALE_SAMPLE` training points, then
+    It is that of normal scores if a linear map of frozen features, of at most `PROBED` training points, then
     predicts labels that it has not seen better, in their own unit, by more than chance: squared errors are smaller by
     two standard errors of their mean difference or more. The `points` are which of all training labels there are
-    features of, in an order that says nothing; of which of these they are wanted, `features` is told.
+    features of, in an order that says nothing.
 
     >>> x = np.linspace(-2.0, 2.0, 99)[:, None]
     >>> labels = np.exp(3 * x[:, 0]).tolist()
-    >>> found, _ = on_best_scale(Regression.fit(labels, scale="auto"), lambda points: x[points], range(99), labels)
+    >>> task = Regression.fit(labels, scale="auto")
+    >>> found, _ = on_best_scale(task, lambda points: Probe.of(x[points]), range(99), labels)
     >>> found.scale
     'normal'
     """
@@ -87,18 +114,18 @@ def on_best_scale(
         found, said = [], []
         for place, (name, part) in enumerate(zip(task.names, task.tasks, strict=True)):
             own = [None if label is None else label[place] for label in labels]  # pyright: ignore[reportIndexIssue]
-            new, why = on_best_scale(part, features, points, own)
+            new, why = on_best_scale(part, probe, points, own)
             found.append((name, new))
             said += [f"{name}: {why}"] if why else []
         return Multitask.of(found), " ".join(said)
     if not isinstance(task, Regression) or task.scale != "auto":
         return task, ""
     linear, normal = replace(task, scale="linear"), replace(task, scale="normal").refitted(labels)
-    known = [point for point in points if isinstance(labels[point], float)][:SCALE_SAMPLE]
-    if len(known) < FEWEST or not normal.knots or not np.isfinite(x := features(known)).all():
+    known = [point for point in points if isinstance(labels[point], float)][:PROBED]
+    if not normal.knots or not (found := probe(known)):
         return linear, ""
     own = np.array([labels[point] for point in known], dtype=np.float64)
-    errors = _left_out_errors((linear, normal), x, own)
+    errors = [_squared_errors(each, found, own) for each in (linear, normal)]
     gain = errors[0] - errors[1]
     if not gain.mean() > 2 * gain.std() / len(gain) ** 0.5:
         return linear, ""
@@ -109,18 +136,36 @@ def on_best_scale(
     )
 
 
-def _left_out_errors(
-    tasks: Sequence[Regression], x: Float[np.ndarray, "points dim"], labels: Float[np.ndarray, "points"]
-) -> list[Float[np.ndarray, "points"]]:
-    """The squared error of each label, in its own unit, by the map of all other points, on the scale of each task."""
-    turned, _, sizes = _own_axes(torch.from_numpy(_standardized(x)[0]).double())
-    alike = torch.full((len(x),), 1 / len(x), dtype=torch.float64)
-    found = []
-    for task in tasks:
-        y = task.targets(labels.tolist())[:, :1]
-        off = min((off for off, *_ in left_out(turned, sizes, y - y.mean(), alike)), key=lambda off: off.square().sum())
-        found.append((np.array(task.predict(y - off)) - labels) ** 2)
-    return found
+def fitting_noise(task: Named | Multilabel, probe: Probing, points: Sequence[int], labels: Sequence[Label]) -> float:
+    """How much noise on standardized features suits classes, as a standard deviation; 0 where that cannot be told.
+
+    Noise of variance v adds to the squared errors of a linear map of n points n v times the square of its weights
+    (Bishop 1995, https://doi.org/10.1162/neco.1995.7.1.108). So v is the penalty under which a linear map of at most
+    `PROBED` training points, to a column for each class, predicts those best that it has not seen, divided by the
+    number of all that are labeled; `MOST_NOISE` squared at most. The `points` are as in `on_best_scale`.
+
+    >>> from esmtune.classes import Binary
+    >>> x = np.random.default_rng(0).normal(size=(200, 5))
+    >>> plain, noisy = (["yes" if value > 0 else "no" for value in y] for y in (x[:, 0], np.sin(9 * x).sum(1)))
+    >>> found = [fitting_noise(Binary.fit(y), lambda p: Probe.of(x[p]), range(200), y) for y in (plain, noisy)]
+    >>> found[0] < 0.5 < found[1]
+    True
+    """
+    known = [point for point in points if labels[point] is not None][:PROBED]
+    if not (found := probe(known)):
+        return 0.0
+    columns = task.targets([labels[point] for point in known])
+    if isinstance(task, Named):
+        columns = (columns == torch.arange(len(task.classes), dtype=columns.dtype)).double()
+    _, penalty = found.best(columns.where(columns.isfinite(), columns.nanmean(0).nan_to_num()))
+    return min(MOST_NOISE, (penalty / sum(label is not None for label in labels)) ** 0.5)
+
+
+def _squared_errors(task: Regression, probe: Probe, labels: Float[np.ndarray, "points"]) -> np.ndarray:
+    """The squared error of each label, in its own unit, by the map of all other points on the scale of a task."""
+    y = task.targets(labels.tolist())[:, :1]
+    off, _ = probe.best(y)
+    return (np.array(task.predict(y - off)) - labels) ** 2
 
 
 def _standardized(

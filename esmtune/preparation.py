@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from esmtune.assignments import learned_labels
 from esmtune.batching import shuffled
+from esmtune.classes import Named
 from esmtune.config import TrainConfig
 from esmtune.devices import evaluating
 from esmtune.esm2 import Tokens
 from esmtune.events import Notice
 from esmtune.gradients import Network
 from esmtune.inputs import Inputs
-from esmtune.linear import on_best_scale
+from esmtune.linear import Probe, fitting_noise, on_best_scale
+from esmtune.multilabel import Multilabel
 from esmtune.optimization import parameter_groups
 from esmtune.pooling import Pooled
 from esmtune.predictor import Predictor
@@ -25,6 +27,7 @@ from esmtune.records import Dataset, Label
 from esmtune.standing import Fitted
 
 STATISTICS_SAMPLE = 1024  # sequences that tell mean and spread of the features, where the encoder moves
+NOISE = "Features get noise of {:.2f} standard deviations while the head learns (--feature-noise says otherwise)."
 
 
 def set_up(
@@ -33,7 +36,7 @@ def set_up(
 ) -> tuple[nn.Module, Any]:  # fmt: skip
     """Standardize what the head sees by what the training records look like before anything moves; solve, set up.
 
-    This also decides on which scale labels are learned, where that is open: the predictor has its task then.
+    This also decides on which scale labels are learned, and with how much noise, where that is open.
     """
     head: Any = predictor.head  # `solve` is of those alone that are solved
     is_new = begin is None and not predictor.is_standardized
@@ -49,7 +52,7 @@ def set_up(
             predictor.reference = _reference(inputs, sample, seen)
     is_told = begin is None and head.standardizes and predictor.level == "sequence"
     asked = (order if inputs.is_kept else picked) if is_told else []
-    _decide_on_scale(predictor, inputs, data, train, asked, seen if asked is sample else None)
+    _decide(predictor, inputs, config, data, train, asked, seen if asked is sample else None)
     if head.is_solved:
         if not inputs.is_kept:
             raise ValueError("head 'ridge' is solved in one go, on a frozen encoder: take --tuning frozen.")
@@ -72,25 +75,37 @@ def _reference(inputs: Inputs, sample: list[int], seen: Pooled) -> tuple[Tokens,
         return tokens, predictor.pooled(tokens).features[0]
 
 
-def _decide_on_scale(
-    predictor: Predictor, inputs: Inputs, data: Dataset, train: list[int], sample: list[int], seen: Pooled | None
-) -> None:
-    """Give the predictor the task on the scale that a sample of the training records speaks for, if that is open.
+def _decide(
+    predictor: Predictor, inputs: Inputs, config: TrainConfig, data: Dataset, train: list[int], sample: list[int],
+    seen: Pooled | None,
+) -> None:  # fmt: skip
+    """Give the task the scale, and the head the noise, that a sample of the training records speaks for.
 
-    `seen` is what the pool made of the sample, if it has been computed.
+    Of what was asked for nothing is decided. `seen` is what the pool made of the sample, if it has been computed.
     """
-    if not any(getattr(part, "scale", "") == "auto" for _, part, _ in predictor.task.parts()):
+    head, task = predictor.head, predictor.task
+    head.noise.size = config.feature_noise or 0.0
+    is_open = config.feature_noise is None and inputs.is_kept and not (head.is_solved or head.sees_residues)
+    classes = task if is_open and sample and isinstance(task, Named | Multilabel) else None
+    if not classes and not any(getattr(part, "scale", "") == "auto" for _, part, _ in task.parts()):
         return
     place_of = {record: place for place, record in enumerate(train)}
     points = [place_of[record] for record in sample]
+    row_of = {point: row for row, point in enumerate(points)}
 
     def features(wanted: Sequence[int]) -> np.ndarray:
         if seen is None:
             return predictor.vectors(inputs.pooled([train[i] for i in wanted], "measuring")).numpy(force=True)
-        row_of = {point: row for row, point in enumerate(points)}
         return predictor.vectors(seen).numpy(force=True)[[row_of[point] for point in wanted]]
 
-    decided, why = on_best_scale(predictor.task, features, points, learned_labels(data))
+    def probe(wanted: Sequence[int]) -> Probe | None:
+        return Probe.of(features(wanted))
+
+    labels = learned_labels(data)
+    if classes:
+        head.noise.size = fitting_noise(classes, probe, points, labels)
+        inputs.watch(Notice(NOISE.format(head.noise.size)))
+    decided, why = on_best_scale(task, probe, points, labels)
     predictor.with_task(decided)
     if why:
         inputs.watch(Notice(why))

@@ -95,6 +95,29 @@ class Dropout(nn.Module):
         return x * keep / (1 - self.share)
 
 
+class Noise(nn.Module):
+    """Noise of each point's own, added in training; as large in each channel, in standard deviations of the features.
+
+    >>> noise = Noise()
+    >>> noise.size = 0.5
+    >>> round(noise(torch.zeros(2000, 3), seeds=torch.arange(2000)).std().item(), 1)
+    0.5
+    """
+
+    SALT = 1 << 30  # apart from all dropouts
+
+    def __init__(self):
+        super().__init__()
+        self.size = 0.0  # told before the first step, and no part of a predictor, which has no noise
+
+    def forward(self, x: Float[Tensor, "points dim"], seeds: Int[Tensor, "points"]) -> Float[Tensor, "points dim"]:
+        """Add numbers that are even over an interval; a head, which sums over channels, cannot tell."""
+        if not self.training or self.size == 0:
+            return x
+        channel = torch.arange(x.shape[1], device=x.device) + (self.SALT << 32)
+        return x + (uniform(seeds[:, None], channel[None]) - 0.5) * (12**0.5 * self.size)
+
+
 class Convolution(nn.Module):
     """A convolution over the residues of each sequence, to whom the world ends with zeros.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from esmtune.assignments import task_options
-from esmtune.config import DEFAULT_HEAD, DEFAULT_TUNING, RECIPE_OF, RECIPES, Level, Part, TrainConfig
+from esmtune.config import DEFAULT_HEAD, DEFAULT_TUNING, RECIPE_OF, RECIPES, Level, Part, TrainConfig, usual_head
 from esmtune.heads import head
 from esmtune.registry import nearest
 from esmtune.tasks import task
@@ -150,6 +150,10 @@ def usual_settings(axes: Sequence[Axis], config: TrainConfig, kind: str, level: 
         name = str(own[part])
         if name in registry:
             values |= {f"{part}.{k}": p.default for k, p in registry.options(name).items()}
+    usual = usual_head(str(own["tuning"]), kind, level)
+    if own["head"] == usual["name"]:
+        values |= {f"head.{option}": value for option, value in usual.items() if option != "name"}
+    values |= own
     if kind in task:
         values |= {f"task.{option}": value for option, value in task_options(kind, level, config.task or {}).items()}
     return {

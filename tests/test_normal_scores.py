@@ -13,7 +13,7 @@ from scipy.stats import norm, rankdata
 import esmtune
 from esmtune.classes import Binary
 from esmtune.ensembles import Ensemble
-from esmtune.linear import on_best_scale
+from esmtune.linear import Probe, on_best_scale
 from esmtune.normal_scores import KNOTS, STEP, curve, labels_at, scores_of
 from esmtune.records import Censored
 from esmtune.tasks import Multitask, Regression
@@ -113,7 +113,7 @@ def test_a_scale_that_cannot_be_is_refused():
 def decided(task, x, labels, points=None):
     """`x` has rows of the points in their order."""
     points = list(range(len(labels)) if points is None else points)
-    return on_best_scale(task, lambda wanted: x[[points.index(i) for i in wanted]], points, labels)
+    return on_best_scale(task, lambda wanted: Probe.of(x[[points.index(i) for i in wanted]]), points, labels)
 
 
 def test_the_scale_is_that_from_which_unseen_labels_are_predicted():
