@@ -81,7 +81,7 @@ def halving(batch: Sequence[int], compute: Callable[[Sequence[int]], T]) -> Iter
             if len(part) < 2:
                 raise TooLittleMemoryError(
                     "a single sequence does not fit into memory. Cut long ones: --max-length."
-                ) from None
+                ) from error
             half = len(part) // 2
             left += [part[half:], part[:half]]
             continue

@@ -27,7 +27,7 @@ from esmtune.writers import whole_file
 VERSION = 1  # of the shards, and of every number that an encoder gives: raised when one of them changes
 DIGEST = 32  # bytes
 SHARD_BYTES = 128 << 20  # what is collected before it is written
-SHARD_SECONDS = 120.0  # how long it is collected: more work than this is not lost to a kill
+SHARD_SECONDS = 120.0  # how long it is collected: a kill loses no more work than this and a batch
 ABANDONED = 24 * 3600  # seconds after which a file that was never renamed is no longer being written
 
 Vectors = tuple[Float[np.ndarray, "_ dim"], ...]  # of one sequence, an array a layer

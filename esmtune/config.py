@@ -36,7 +36,7 @@ RECIPE_OF = {"frozen": "frozen", "full": "full", "last": "full", "probe-then-ful
 REGRESSION: Part = {"ranking_weight": 3.0, "scale": "auto"}
 FEW_LABELS = 200  # training sequences: with less, `auto` leaves the encoder frozen
 CLASSES = ("binary", "multiclass", "multilabel", "ordinal")
-DROPOUT = 0.5  # of an MLP on a frozen encoder, for classes of sequences
+DROPOUT = 0.5  # of an MLP, where it would learn the labels by heart
 LAYERS = 7  # that the head sees of an encoder, spread evenly from the embeddings to the last
 TOKENS_PER_BATCH = 4096
 CACHE_GB = 20  # of embeddings, over all runs
@@ -45,14 +45,18 @@ SEARCH_TRIALS = 20
 SEARCH_FOLDS = 5  # of the rows that are not for the test, where the data do not say which are for validation
 
 
+def learns_by_heart(tuning: str, kind: str, level: str) -> bool:
+    """Whether a head would learn the labels of the training rows by heart, and is kept from it: decision 24."""
+    return tuning == "frozen" and kind in CLASSES and level == "sequence"
+
+
 def usual_head(tuning: str, kind: str, level: str) -> Part:
     """The head for labels of a kind and level, with what is not its own default, where nothing else is asked for.
 
     >>> usual_head("frozen", "regression", "sequence")
     {'name': 'mlp'}
     """
-    is_noisy = tuning == "frozen" and kind in CLASSES and level == "sequence"
-    return {"name": DEFAULT_HEAD} | ({"dropout": DROPOUT} if is_noisy else {})
+    return {"name": DEFAULT_HEAD} | ({"dropout": DROPOUT} if learns_by_heart(tuning, kind, level) else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +170,9 @@ class TrainConfig:
     clip: float = 1.0
     """The gradient's norm is cut to this."""
     feature_noise: float | None = None
-    """Noise on what the head sees while it learns, in standard deviations of each channel. [default: of a frozen
-    encoder, for classes of sequences, what a linear map of the training rows needs, 2 at most; else 0]"""
+    """Noise on what the head sees while it learns, in standard deviations of each channel. [default: for classes of
+    sequences, one target, tuning frozen and a head that sees one vector of each and is new, what a linear map of the
+    training rows needs, 2 at most; else 0]"""
     metric: str | None = None
     """The validation metric that chooses the weights to keep, or loss. [default: spearman or mcc, by task]"""
     valid_window: int | None = None

@@ -78,7 +78,7 @@ def affordable(
                 raise TooLittleMemoryError(
                     "a step of a single sequence does not fit into memory. Move less of the encoder (--tuning lora or "
                     "last), or cut long sequences (--max-length)."
-                ) from None
+                ) from error
             inputs.budget = inputs.budget.halved(most)
             for weight in model.parameters():
                 weight.grad = None

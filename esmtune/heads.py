@@ -60,7 +60,7 @@ class Head(nn.Module, ABC):
         self.sees_residues = pool == "residue"
         self.level: Level = level or ("residue" if self.sees_residues else "sequence")
         self.standardize = Standardize(layers * dim)
-        self.noise = Noise()
+        self.feature_noise = Noise()
         self.mix = LayerMix(layers) if layers > 1 else nn.Identity()
 
     def pool(self, x: Representation) -> Pooled:
@@ -91,7 +91,7 @@ class Head(nn.Module, ABC):
 
     def prepared(self, x: Pooled) -> Pooled:
         """What the readout is given: standardized, with noise in training, and of several layers one."""
-        return replace(x, features=self.mix(self.noise(self.standardize(x.features), x.seeds)))
+        return replace(x, features=self.mix(self.feature_noise(self.standardize(x.features), x.seeds)))
 
 
 head: Registry[type[Head]] = Registry("head")

@@ -136,8 +136,10 @@ def on_best_scale(task: Task, probe: Probing, points: Sequence[int], labels: Seq
     )
 
 
-def fitting_noise(task: Named | Multilabel, probe: Probing, points: Sequence[int], labels: Sequence[Label]) -> float:
-    """How much noise on standardized features suits classes, as a standard deviation; 0 where that cannot be told.
+def fitting_noise(
+    task: Named | Multilabel, probe: Probing, points: Sequence[int], labels: Sequence[Label]
+) -> float | None:
+    """How much noise on standardized features suits classes, as a standard deviation; None where that cannot be told.
 
     Noise of variance v adds to the squared errors of a linear map of n points n v times the square of its weights
     (Bishop 1995, https://doi.org/10.1162/neco.1995.7.1.108). So v is the penalty under which a linear map of at most
@@ -147,13 +149,13 @@ def fitting_noise(task: Named | Multilabel, probe: Probing, points: Sequence[int
     >>> from esmtune.classes import Binary
     >>> x = np.random.default_rng(0).normal(size=(200, 5))
     >>> plain, noisy = (["yes" if value > 0 else "no" for value in y] for y in (x[:, 0], np.sin(9 * x).sum(1)))
-    >>> found = [fitting_noise(Binary.fit(y), lambda p: Probe.of(x[p]), range(200), y) for y in (plain, noisy)]
+    >>> found = [fitting_noise(Binary.fit(y), lambda p: Probe.of(x[p]), range(200), y) or 0.0 for y in (plain, noisy)]
     >>> found[0] < 0.5 < found[1]
     True
     """
     known = [point for point in points if labels[point] is not None][:PROBED]
     if not (found := probe(known)):
-        return 0.0
+        return None
     columns = task.targets([labels[point] for point in known])
     if isinstance(task, Named):
         columns = (columns == torch.arange(len(task.classes), dtype=columns.dtype)).double()

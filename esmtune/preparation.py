@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from esmtune.assignments import learned_labels
 from esmtune.batching import shuffled
 from esmtune.classes import Named
-from esmtune.config import TrainConfig
+from esmtune.config import TrainConfig, learns_by_heart
 from esmtune.devices import evaluating
 from esmtune.esm2 import Tokens
 from esmtune.events import Notice
@@ -27,7 +27,7 @@ from esmtune.records import Dataset, Label
 from esmtune.standing import Fitted
 
 STATISTICS_SAMPLE = 1024  # sequences that tell mean and spread of the features, where the encoder moves
-NOISE = "Features get noise of {:.2f} standard deviations while the head learns (--feature-noise says otherwise)."
+NOISE = "Features get noise of {:.2g} standard deviations while the head learns (--feature-noise says otherwise)."
 
 
 def set_up(
@@ -52,7 +52,7 @@ def set_up(
             predictor.reference = _reference(inputs, sample, seen)
     is_told = begin is None and head.standardizes and predictor.level == "sequence"
     asked = (order if inputs.is_kept else picked) if is_told else []
-    _decide(predictor, inputs, config, data, train, asked, seen if asked is sample else None)
+    _decide(predictor, inputs, config, data, train, asked, seen if asked is sample else None, is_new)
     if head.is_solved:
         if not inputs.is_kept:
             raise ValueError("head 'ridge' is solved in one go, on a frozen encoder: take --tuning frozen.")
@@ -77,17 +77,19 @@ def _reference(inputs: Inputs, sample: list[int], seen: Pooled) -> tuple[Tokens,
 
 def _decide(
     predictor: Predictor, inputs: Inputs, config: TrainConfig, data: Dataset, train: list[int], sample: list[int],
-    seen: Pooled | None,
+    seen: Pooled | None, is_new: bool,
 ) -> None:  # fmt: skip
     """Give the task the scale, and the head the noise, that a sample of the training records speaks for.
 
-    Of what was asked for nothing is decided. `seen` is what the pool made of the sample, if it has been computed.
+    Of what was asked for nothing is decided. `seen` is what the pool made of the sample, if it has been computed;
+    `is_new` whether the head is standardized by these records, of whose spread the noise is a part.
     """
     head, task = predictor.head, predictor.task
-    head.noise.size = config.feature_noise or 0.0
-    is_open = config.feature_noise is None and inputs.is_kept and not (head.is_solved or head.sees_residues)
-    classes = task if is_open and sample and isinstance(task, Named | Multilabel) else None
-    if not classes and not any(getattr(part, "scale", "") == "auto" for _, part, _ in task.parts()):
+    head.feature_noise.size = config.feature_noise or 0.0 if head.standardizes else 0.0
+    tuned = str(predictor.spec.tuning["name"])
+    is_noisy = learns_by_heart(tuned, data.kind, data.level) and not (head.is_solved or head.sees_residues)
+    is_open = is_noisy and is_new and bool(sample) and config.feature_noise is None
+    if not is_open and not any(getattr(part, "scale", "") == "auto" for _, part, _ in task.parts()):
         return
     place_of = {record: place for place, record in enumerate(train)}
     points = [place_of[record] for record in sample]
@@ -102,9 +104,11 @@ def _decide(
         return Probe.of(features(wanted))
 
     labels = learned_labels(data)
-    if classes:
-        head.noise.size = fitting_noise(classes, probe, points, labels)
-        inputs.watch(Notice(NOISE.format(head.noise.size)))
+    if is_open and isinstance(task, Named | Multilabel):
+        size = fitting_noise(task, probe, points, labels)
+        if size is not None:
+            head.feature_noise.size = size
+            inputs.watch(Notice(NOISE.format(size)))
     decided, why = on_best_scale(task, probe, points, labels)
     predictor.with_task(decided)
     if why:

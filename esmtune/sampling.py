@@ -26,7 +26,7 @@ def drawn(head: Head, pooled: Pooled, sequences: Sequence[str], count: int) -> l
     """
     was_training, device = head.training, pooled.features.device
     head.train()
-    head.noise.eval()
+    head.feature_noise.eval()
     try:
         return [
             head(Pooled.of(pooled.features, pooled.lengths, _seeds(sequences, draw, device))) for draw in range(count)

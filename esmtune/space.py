@@ -153,7 +153,6 @@ def usual_settings(axes: Sequence[Axis], config: TrainConfig, kind: str, level: 
     usual = usual_head(str(own["tuning"]), kind, level)
     if own["head"] == usual["name"]:
         values |= {f"head.{option}": value for option, value in usual.items() if option != "name"}
-    values |= own
     if kind in task:
         values |= {f"task.{option}": value for option, value in task_options(kind, level, config.task or {}).items()}
     return {

@@ -451,3 +451,18 @@ def test_options_that_contradict_each_other_are_refused():
         curate_training(TWENTY, TrainConfig(mutations=3))
     with pytest.raises(ValueError, match="target says that labels are regression, but task is binary"):
         curate_training(TWENTY, TrainConfig(target=("label:regression",), task={"name": "binary"}))
+
+
+def test_bad_rows_are_refused_before_a_search_for_relatives(monkeypatch):
+    searched = []
+
+    def with_splits(*_, **__):
+        searched.append(True)
+        raise ValueError("searched")
+
+    monkeypatch.setattr("esmtune.curation.with_splits", with_splits)
+    rows = [(sequence, float(number)) for number, sequence in enumerate(TEN)] + [("MK!V", 1.0)]
+    for given, error in (({}, "1 row cannot be used"), ({"skip_bad_rows": True}, "searched")):
+        with pytest.raises(ValueError, match=error):
+            curate_training(rows, TrainConfig(target=None, **given))
+    assert searched == [True]

@@ -74,7 +74,7 @@ def test_unknown_labels_do_not_tell():
     labels = [None if number % 2 else label for number, label in enumerate(named(BROAD))]
     assert noise_for("binary", labels) == noise_for("binary", named(BROAD)[::2], X[::2])
     few = [*named(BROAD)[:19], *[None] * (len(X) - 19)]
-    assert noise_for("binary", few) == 0
+    assert noise_for("binary", few) is None
 
 
 def test_noise_is_of_its_size_of_each_point_and_of_training_alone():
@@ -116,6 +116,7 @@ def test_what_was_decided_is_said_and_can_be_said_otherwise():
     assert says(head={"name": "linear"})
     assert not says(feature_noise=0.1)
     assert not says(tuning="bitfit")
+    assert not says(tuning="probe-then-full")
     assert not says(head={"name": "attention"})
     assert not says(head={"name": "ridge"})
     assert not says(labels=ord, task="regression")
@@ -134,3 +135,18 @@ def test_the_head_of_classes_drops_more_unless_it_is_told():
     ]:
         run = esmtune.train(labels, **OPTIONS, **given)
         assert run.predictor.spec.head["dropout"] == dropout
+
+
+def test_a_head_that_knows_other_sequences_gets_no_noise_in_their_measure(tmp_path):
+    rows = [(TEN[i % 10] + "A" * (i // 10), "ab"[i % 2]) for i in range(60)]
+    options = OPTIONS | {"split": "random"}
+    esmtune.train(rows, **options, out=tmp_path / "run")
+    options = {name: value for name, value in options.items() if name != "encoder"} | {"init": str(tmp_path / "run")}
+    for given, is_new in (({}, False), ({"init_skip": ["head"]}, True)):
+        notices = esmtune.train(rows, **options, **given).notices
+        assert any("Features get noise of" in notice for notice in notices) == is_new
+
+
+def test_language_modeling_says_that_it_takes_no_noise():
+    run = esmtune.train(TEN, **OPTIONS, task="mlm", feature_noise=0.5)
+    assert any("--feature-noise has no say" in notice for notice in run.notices)
