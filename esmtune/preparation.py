@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from esmtune.esm2 import Tokens
 from esmtune.events import Notice
 from esmtune.gradients import Network
 from esmtune.inputs import Inputs
-from esmtune.linear import Probe, fitting_noise, on_best_scale
+from esmtune.linear import Probe, Probing, fitting_noise, on_best_scale
 from esmtune.multilabel import Multilabel
 from esmtune.optimization import parameter_groups
 from esmtune.pooling import Pooled
@@ -52,7 +51,12 @@ def set_up(
             predictor.reference = _reference(inputs, sample, seen)
     is_told = begin is None and head.standardizes and predictor.level == "sequence"
     asked = (order if inputs.is_kept else picked) if is_told else []
-    _decide(predictor, inputs, config, data, train, asked, seen if asked is sample else None, is_new)
+    probe = _prober(predictor, inputs, train, asked, seen if asked is sample else None)
+    place_of = {record: place for place, record in enumerate(train)}
+    points = [place_of[record] for record in asked]
+    # Noise is measured by the spread of these records, which a head that another run standardized does not know.
+    _decide_on_noise(predictor, inputs, config, data, points if is_new else [], probe)
+    _decide_on_scale(predictor, inputs, data, points, probe)
     if head.is_solved:
         if not inputs.is_kept:
             raise ValueError("head 'ridge' is solved in one go, on a frozen encoder: take --tuning frozen.")
@@ -75,41 +79,41 @@ def _reference(inputs: Inputs, sample: list[int], seen: Pooled) -> tuple[Tokens,
         return tokens, predictor.pooled(tokens).features[0]
 
 
-def _decide(
-    predictor: Predictor, inputs: Inputs, config: TrainConfig, data: Dataset, train: list[int], sample: list[int],
-    seen: Pooled | None, is_new: bool,
-) -> None:  # fmt: skip
-    """Give the task the scale, and the head the noise, that a sample of the training records speaks for.
-
-    Of what was asked for nothing is decided. `seen` is what the pool made of the sample, if it has been computed;
-    `is_new` whether the head is standardized by these records, of whose spread the noise is a part.
-    """
-    head, task = predictor.head, predictor.task
-    head.feature_noise.size = config.feature_noise or 0.0 if head.standardizes else 0.0
-    tuned = str(predictor.spec.tuning["name"])
-    is_noisy = learns_by_heart(tuned, data.kind, data.level) and not (head.is_solved or head.sees_residues)
-    is_open = is_noisy and is_new and bool(sample) and config.feature_noise is None
-    if not is_open and not any(getattr(part, "scale", "") == "auto" for _, part, _ in task.parts()):
-        return
-    place_of = {record: place for place, record in enumerate(train)}
-    points = [place_of[record] for record in sample]
-    row_of = {point: row for row, point in enumerate(points)}
-
-    def features(wanted: Sequence[int]) -> np.ndarray:
-        if seen is None:
-            return predictor.vectors(inputs.pooled([train[i] for i in wanted], "measuring")).numpy(force=True)
-        return predictor.vectors(seen).numpy(force=True)[[row_of[point] for point in wanted]]
+def _prober(predictor: Predictor, inputs: Inputs, train: list[int], sample: list[int], seen: Pooled | None) -> Probing:
+    """What a linear map makes of training records; `seen` is what the pool made of the sample, if it was computed."""
+    row_of = {record: row for row, record in enumerate(sample)}
 
     def probe(wanted: Sequence[int]) -> Probe | None:
-        return Probe.of(features(wanted))
+        records = [train[point] for point in wanted]
+        if seen is None:
+            return Probe.of(predictor.vectors(inputs.pooled(records, "measuring")).numpy(force=True))
+        return Probe.of(predictor.vectors(seen).numpy(force=True)[[row_of[record] for record in records]])
 
-    labels = learned_labels(data)
-    if is_open and isinstance(task, Named | Multilabel):
-        size = fitting_noise(task, probe, points, labels)
-        if size is not None:
-            head.feature_noise.size = size
-            inputs.watch(Notice(NOISE.format(size)))
-    decided, why = on_best_scale(task, probe, points, labels)
+    return probe
+
+
+def _decide_on_noise(
+    predictor: Predictor, inputs: Inputs, config: TrainConfig, data: Dataset, points: list[int], probe: Probing
+) -> None:
+    """Give the head the noise that was asked for, or that a sample of the training records speaks for."""
+    head, task = predictor.head, predictor.task
+    asked = config.feature_noise if head.standardizes else 0.0
+    head.feature_noise.size = asked or 0.0
+    is_kept_from_it = learns_by_heart(str(predictor.spec.tuning["name"]), data.kind, data.level)
+    if asked is not None or not is_kept_from_it or not points or head.is_solved or head.sees_residues:
+        return
+    assert isinstance(task, Named | Multilabel)
+    size = fitting_noise(task, probe, points, learned_labels(data))
+    if size is not None:
+        head.feature_noise.size = size
+        inputs.watch(Notice(NOISE.format(size)))
+
+
+def _decide_on_scale(predictor: Predictor, inputs: Inputs, data: Dataset, points: list[int], probe: Probing) -> None:
+    """Give the predictor the task on the scale that a sample of the training records speaks for, if that is open."""
+    if not any(getattr(part, "scale", "") == "auto" for _, part, _ in predictor.task.parts()):
+        return
+    decided, why = on_best_scale(predictor.task, probe, points, learned_labels(data))
     predictor.with_task(decided)
     if why:
         inputs.watch(Notice(why))
