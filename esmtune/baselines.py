@@ -19,7 +19,7 @@ from esmtune.classes import LEAST_SHARE, Binary, Named
 from esmtune.descriptors import WildType, composition, placed, windows
 from esmtune.events import Notice, Watcher
 from esmtune.kinds import Task
-from esmtune.linear import LEAST, affordable_points, linear_map, sparse_map
+from esmtune.linear import affordable_points, is_affordable, linear_map, sparse_map
 from esmtune.multilabel import Multilabel
 from esmtune.neighbors import nearest
 from esmtune.ordinal import Ordinal
@@ -197,10 +197,9 @@ def _mapped(
     first = what(few.sequences[:1], means)
     if first is None:
         return None
-    allowed = affordable_points(first.shape[1], task.num_outputs)
-    if allowed < min(LEAST, len(few.labels)):
+    if not is_affordable(first.shape[1], task.num_outputs, len(few.labels)):
         return None
-    few = few.sampled(allowed, means.seed)
+    few = few.sampled(affordable_points(first.shape[1], task.num_outputs), means.seed)
     if len(few.labels) < len(known):
         _tell(watch, what.__name__.strip("_"), len(few.labels), len(train.labels))
     known, weights, groups = few.learnable()
@@ -208,7 +207,7 @@ def _mapped(
         return None
     seen = what(few.sequences, means)
     assert seen is not None
-    found, _ = linear_map(seen[known], [few.labels[i] for i in known], weights, groups, task, seed=means.seed)
+    found = linear_map(seen[known], [few.labels[i] for i in known], weights, groups, task, seed=means.seed)
     outputs = []
     for some in _parts(asked.sequences):  # not all at once: the numbers of many residues take much memory
         numbers = what(some, means)

@@ -15,8 +15,8 @@ def command_of(data: str, options: Mapping[str, Any], file: Callable[[str], str]
 
     `file` says how text is to stand there that may be the path of a file.
 
-    >>> " ".join(command_of("tm.csv", {"tuning": "lora", "head": {"name": "mlp", "hidden": 64}, "report": False}))
-    'esmtune train tm.csv --tuning lora --head mlp --head.hidden 64 --report=false'
+    >>> " ".join(command_of("tm.csv", {"head": {"name": "mlp", "hidden": 64, "ridge": True}, "report": False}))
+    'esmtune train tm.csv --head mlp --head.hidden 64 --head.ridge=true --report=false'
     """
     usual = vars(TrainConfig())
     words = ["esmtune train", shlex.quote(data)]
@@ -58,8 +58,8 @@ def _option(name: str, value: Any, file: Callable[[str], str]) -> Iterator[str]:
         if "name" in value:
             yield f"{flag} {shlex.quote(str(value['name']))}"
         for option, own in value.items():
-            if option != "name":
-                yield from _option(f"{name}.{option}", own, file)
+            if option != "name":  # a flag of a part takes a word
+                yield from [f"{flag}.{option}=true"] if own is True else _option(f"{name}.{option}", own, file)
     elif isinstance(value, bool):
         yield flag if value else f"{flag}=false"
     elif isinstance(value, list | tuple):

@@ -14,6 +14,7 @@ from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, LMHead
 from esmtune.events import Notice, Watcher, silent
 from esmtune.heads import head
+from esmtune.linear import is_affordable
 from esmtune.predicting import Spec
 from esmtune.predictor import Predictor, find_encoder
 from esmtune.records import Dataset
@@ -80,6 +81,9 @@ def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, wa
     layers, mix = _layers(config, data, head_spec, origin.encoder), config.mix
     if start is not None and config.layers is None:
         layers, mix = start.spec.layers, start.spec.mix
+    if head_spec.get("ridge") and (start is None or not start.spec.head.get("ridge") or starts_anew(config, "head")):
+        dim = len(layers) * origin.encoder.config.embed_dim
+        head_spec["ridge"] = _has_ridge(config, data, fitted, dim, watch)
     spec = Spec(
         encoder=origin.source,
         shape=origin.encoder.config,
@@ -160,6 +164,20 @@ def _leveled(spec: dict[str, Any], asked: Part | None, data: Dataset) -> dict[st
             f"{' with --head.pool residue' if data.level == 'residue' else ''}."
         )
     return spec
+
+
+def _has_ridge(config: TrainConfig, data: Dataset, fitted: Task, dim: int, watch: Watcher) -> bool:
+    """Whether a ridge can stand beside a new head; says so if it was asked for and cannot."""
+    records = len(data.of("train"))
+    if data.level != "sequence" or (config.tuning or {}).get("name") != "frozen":
+        why = "it is for labels of sequences and --tuning frozen"
+    elif not any(is_affordable(dim, part.num_outputs, records) for _, part, _ in fitted.parts()):
+        why = "for so many classes it would take too long"
+    else:
+        return True
+    if (config.head or {}).get("ridge"):
+        watch(Notice(f"No ridge beside the head: {why}."))
+    return False
 
 
 def _can(name: str, level: str) -> bool:

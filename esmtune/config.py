@@ -16,7 +16,7 @@ Replicates = Literal["keep", "mean"]
 Scaling = Literal["none", "temperature", "isotonic"]
 ScheduleShape = Literal["cosine", "linear", "constant"]
 
-EDITION = 4  # one more whenever trainings come to go otherwise, for then none of before can go on
+EDITION = 5  # one more whenever trainings come to go otherwise, for then none of before can go on
 DEFAULT_ENCODER = "esm2_t6_8M_UR50D"
 DEFAULT_HEAD = "mlp"
 DEFAULT_TUNING = "frozen"
@@ -54,9 +54,12 @@ def usual_head(tuning: str, kind: str, level: str) -> Part:
     """The head for labels of a kind and level, with what is not its own default, where nothing else is asked for.
 
     >>> usual_head("frozen", "regression", "sequence")
-    {'name': 'mlp'}
+    {'name': 'mlp', 'ridge': True}
     """
-    return {"name": DEFAULT_HEAD} | ({"dropout": DROPOUT} if learns_by_heart(tuning, kind, level) else {})
+    usual: Part = {"name": DEFAULT_HEAD}
+    if tuning == "frozen" and level == "sequence":
+        usual["ridge"] = True
+    return usual | ({"dropout": DROPOUT} if learns_by_heart(tuning, kind, level) else {})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from esmtune.esm2 import ESM2, LMHead, Representation
 from esmtune.pooling import POOLS, Pool, Pooled, segment_max, segment_mean, segment_softmax, segment_sum
-from esmtune.readouts import Convolution, Dropout, LayerMix, Noise, Standardize, at_least_one
+from esmtune.readouts import Beside, Convolution, Dropout, LayerMix, Noise, Standardize, at_least_one
 from esmtune.records import Level
 from esmtune.registry import Registry
 from esmtune.ridge import solve
@@ -62,6 +62,7 @@ class Head(nn.Module, ABC):
         self.standardize = Standardize(layers * dim)
         self.feature_noise = Noise()
         self.mix = LayerMix(layers) if layers > 1 else nn.Identity()
+        self.beside: Beside | None = None  # what is solved once the rest has learned, if anything is
 
     def pool(self, x: Representation) -> Pooled:
         """What is computed from the encoder alone; a frozen encoder's is computed once and kept."""
@@ -112,17 +113,29 @@ class Linear(Head):
 
 @head("mlp")
 class MLP(Head):
-    """Hidden layers with ReLU and dropout."""
+    """Hidden layers with ReLU and dropout; with `ridge`, a penalized linear map of all that it sees beside them.
+
+    Their outputs are averaged, with a share that held-out points choose: stacked regressions (Breiman 1996,
+    https://doi.org/10.1007/BF00117832).
+    """
 
     def __init__(
         self, dim: int, num_outputs: int, layers: int = 1,
-        *, pool: Pool = "mean", hidden: int = 256, depth: int = 2, dropout: float = 0.25,
+        *, pool: Pool = "mean", hidden: int = 256, depth: int = 2, dropout: float = 0.25, ridge: bool = False,
     ):  # fmt: skip
         super().__init__(dim, pool, layers)
         self.hidden = nn.Linear(dim, at_least_one(hidden, "hidden"))
         self.deeper = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(at_least_one(depth, "depth") - 1))
         self.dropouts = nn.ModuleList(Dropout(dropout, salt) for salt in range(depth))
         self.out = nn.Linear(hidden, num_outputs)
+        self.beside = Beside(layers * dim, num_outputs) if ridge else None
+
+    def forward(self, x: Representation | Pooled) -> Float[Tensor, "points outputs"]:
+        """Outputs, and what the linear map says beside them, if there is one."""
+        if self.beside is None:
+            return super().forward(x)
+        seen = self.pool(x) if isinstance(x, Representation) else x
+        return self.beside(super().forward(seen), self.standardize(seen.features))
 
     def readout(self, x: Pooled) -> Float[Tensor, "points outputs"]:
         """As many affine maps as hidden layers, and one more, ReLU and dropout between them."""

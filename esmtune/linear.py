@@ -1,5 +1,6 @@
 """From numbers to outputs of a task by one penalized linear map, whose penalty the training points choose."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,8 +24,32 @@ PROBED = 1000  # points that tell what suits a head, at most
 FEWEST = 20  # the same at least
 MOST_NOISE = 2.0  # standard deviations of the features
 NEGLIGIBLE = 1e-13  # of the largest axis' share of the variance
+KEPT = 1 << 20, 1 << 29  # bytes of axes that are kept until others are wanted: fewer are soon found again
 
-Map = Callable[[Float[np.ndarray, "points dim"]], Float[Tensor, "points outputs"]]
+_LAST: dict[str, tuple[Tensor, Tensor]] = {}  # axes and sizes, by the points
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """Numbers to outputs, and under which penalty this was found."""
+
+    weight: Float[Tensor, "outputs dim"]  # of standardized numbers
+    bias: Float[Tensor, "outputs"]
+    center: Float[np.ndarray, "dim"]
+    scale: Float[np.ndarray, "dim"]
+    penalty: float
+
+    def __call__(self, x: Float[np.ndarray, "points dim"]) -> Float[Tensor, "points outputs"]:
+        """Outputs in float64."""
+        return torch.from_numpy((x - self.center) / self.scale).double() @ self.weight.T + self.bias
+
+    def after(
+        self, center: Float[Tensor, "dim"], spread: Float[Tensor, "dim"]
+    ) -> tuple[Float[Tensor, "outputs dim"], Float[Tensor, "outputs"]]:
+        """Weight and bias of the same map of numbers that another mean and spread were taken off."""
+        steep = self.weight / torch.from_numpy(self.scale)
+        off = center.double() - torch.from_numpy(self.center)
+        return steep * spread.double(), self.bias + steep @ off
 
 
 def affordable_points(dim: int, outputs: int) -> int:
@@ -32,11 +57,21 @@ def affordable_points(dim: int, outputs: int) -> int:
     return int(WORK / (dim * max(4, outputs)))
 
 
+def is_affordable(dim: int, outputs: int, points: int) -> bool:
+    """Whether a map is found of so many points, or of a sample that is worth it."""
+    return affordable_points(dim, outputs) >= min(LEAST, points)
+
+
+def forget_axes() -> None:
+    """Give back the memory of the axes that were kept, when nobody will ask for them again."""
+    _LAST.clear()
+
+
 def linear_map(
     x: Float[np.ndarray, "points dim"], labels: Sequence[Label], weights: Float[np.ndarray, "points"],
     groups: Sequence[int], task: Task, *, seed: int,
-) -> tuple[Map, float]:  # fmt: skip
-    """Find the map of standardized numbers with the least loss of a task under a penalty, and that penalty.
+) -> LinearMap:  # fmt: skip
+    """Find the map of standardized numbers with the least loss of a task under a penalty.
 
     Of numbers this is ridge regression, of classes penalized logistic regression. Points of unknown label and
     weight zero are no part of it. The penalty is the one of `ridge.CLOSE` or `ridge.PENALTIES` that predicts best what
@@ -44,7 +79,7 @@ def linear_map(
 
     >>> x = np.arange(12.0)[:, None]
     >>> labels = [3 * float(value) + 1 for value in x[:, 0]]
-    >>> found, _ = linear_map(x, labels, np.ones(12), [1] * 12, Regression.fit(labels), seed=0)
+    >>> found = linear_map(x, labels, np.ones(12), [1] * 12, Regression.fit(labels), seed=0)
     >>> round(float(Regression.fit(labels).predict(found(np.array([[20.0]])))[0]), 2)
     61.0
     """
@@ -63,10 +98,7 @@ def linear_map(
         found, bias, penalty = solve_in_axes(turned, sizes, groups, task.num_outputs, loss, seed=seed, held_out=1)
         found = found @ axes
 
-    def apply(new: Float[np.ndarray, "points dim"]) -> Float[Tensor, "points outputs"]:
-        return torch.from_numpy((new - center) / scale).double() @ found.T + bias
-
-    return apply, penalty
+    return LinearMap(found, bias, center, scale, penalty)
 
 
 @dataclass(frozen=True)
@@ -193,13 +225,21 @@ def _squares(rows: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Ten
 def _own_axes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `ridge.own_axes`, by the products of rows or columns, whichever are fewer: several times as fast.
 
-    By NumPy, whose LAPACK takes three fifths of the time of torch's.
+    By NumPy, whose LAPACK takes three fifths of the time of torch's. The last axes are kept: a head, the same of
+    another seed, and a baseline ask for those of the same points.
     """
-    y = x.numpy()
-    squares, vectors = map(torch.from_numpy, np.linalg.eigh(y @ y.T if len(y) < y.shape[1] else y.T @ y))
-    there = squares > squares.max() * NEGLIGIBLE
-    sizes, vectors = squares[there].sqrt(), vectors[:, there]
-    axes = (vectors / sizes).T @ x if len(x) < x.shape[1] else vectors.T
+    y = np.ascontiguousarray(x.numpy())
+    key = f"{y.shape} {hashlib.sha256(y.data).hexdigest()}" if y.size else ""
+    if key not in _LAST:
+        squares, vectors = map(torch.from_numpy, np.linalg.eigh(y @ y.T if len(y) < y.shape[1] else y.T @ y))
+        there = squares > squares.max() * NEGLIGIBLE
+        sizes, vectors = squares[there].sqrt(), vectors[:, there]
+        axes = (vectors / sizes).T @ x if len(x) < x.shape[1] else vectors.T
+        if not KEPT[0] <= axes.nbytes <= KEPT[1]:
+            return x @ axes.T, axes, sizes
+        _LAST.clear()
+        _LAST[key] = axes, sizes
+    axes, sizes = _LAST[key]
     return x @ axes.T, axes, sizes
 
 

@@ -5,6 +5,7 @@ on the order of the batch, is replaced by one that hashes each point's seed.
 """
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -116,6 +117,41 @@ class Noise(nn.Module):
             return x
         channel = torch.arange(x.shape[1], device=x.device) + (self.SALT << 32)
         return x + (uniform(seeds[:, None], channel[None]) - 0.5) * (12**0.5 * self.size)
+
+
+class Beside(nn.Module):
+    """A linear map beside a readout: outputs are the mean of both, by the map's share, which is none until it is told.
+
+    It is solved, so it has no part in the steps.
+
+    >>> beside = Beside(2, 1)
+    >>> beside.tell(torch.ones(1, 2), torch.zeros(1), torch.tensor([0.25]))
+    >>> beside(torch.tensor([[8.0]]), torch.tensor([[2.0, 2.0]])).tolist()
+    [[7.0]]
+    """
+
+    weight: Tensor
+    bias: Tensor
+    share: Tensor
+
+    def __init__(self, dim: int, num_outputs: int):
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(num_outputs, dim))
+        self.register_buffer("bias", torch.zeros(num_outputs))
+        self.register_buffer("share", torch.zeros(num_outputs))
+
+    def tell(
+        self, weight: Float[Tensor, "outputs dim"], bias: Float[Tensor, "outputs"], share: Float[Tensor, "outputs"]
+    ) -> None:
+        """Take a map, and for each output its share."""
+        for mine, told in ((self.weight, weight), (self.bias, bias), (self.share, share)):
+            mine.copy_(told)
+
+    def forward(
+        self, outputs: Float[Tensor, "points outputs"], features: Float[Tensor, "points dim"]
+    ) -> Float[Tensor, "points outputs"]:
+        """Outputs of the readout, and of the map as much as is its share."""
+        return outputs.lerp(F.linear(features, self.weight, self.bias), self.share) if self.share.any() else outputs
 
 
 class Convolution(nn.Module):

@@ -30,6 +30,7 @@ from esmtune.embedding import kind_of
 from esmtune.ensembles import Ensemble
 from esmtune.events import Notice, Watcher
 from esmtune.hub import read_json
+from esmtune.linear import forget_axes
 from esmtune.members import Trained, shown_labels
 from esmtune.predictor import Predictor, find_encoder
 from esmtune.records import UNFITTED, Dataset, Label, Level, Record
@@ -65,6 +66,7 @@ def beside_baselines(trained: Trained, ignorant: Task, dataset: Dataset, watch: 
                 ignorant=ignorant, baselines=outputs,
             )
         )  # fmt: skip
+    forget_axes()
     return comparison(sides, judging_metric(trained))
 
 

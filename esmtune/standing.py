@@ -1,5 +1,7 @@
 """Where a training stands, what it came to, and both as a journal keeps them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,3 +96,14 @@ def moving(predictor: Predictor) -> dict[str, Tensor]:
     names = {f"encoder.{n}" for n, w in predictor.encoder.named_parameters() if w.requires_grad}
     state = predictor.state_dict()
     return {n: w.detach().cpu().clone() for n, w in state.items() if n in names or n.startswith("head.")}
+
+
+@contextmanager
+def wearing(predictor: Predictor, weights: dict[str, Tensor]) -> Iterator[None]:
+    """Put other weights in place for a while; of none, none."""
+    before = moving(predictor) if weights else {}
+    predictor.load_state_dict(weights, strict=False)
+    try:
+        yield
+    finally:
+        predictor.load_state_dict(before, strict=False)

@@ -2,8 +2,6 @@
 
 import math
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +21,8 @@ from esmtune.predictor import Predictor
 from esmtune.preparation import centered, set_up
 from esmtune.records import SPLITS, Dataset, Label
 from esmtune.selection import best_so_far, better, choosing_metric, numbers_of, recent
-from esmtune.standing import Fitted, Standing, entry_of, moving, restore
+from esmtune.stacking import with_ridge
+from esmtune.standing import Fitted, Standing, entry_of, moving, restore, wearing
 from esmtune.tasks import Total
 
 SHOWN_IDS = 8
@@ -126,11 +125,17 @@ def train_once(
         if now.is_due:  # a head that was solved in one go
             _evaluate({"step": 0, "epoch": 0}, now, inputs, valid, targets, weights, of_valid, metric, window)
             now.is_due = False
-        with _wearing(predictor, now.average), centered(predictor):
+        with wearing(predictor, now.average), centered(predictor):
             last = moving(predictor)
-        with _wearing(predictor, now.weights):  # no longer than this, for a run may be stopped here and go on
+        chosen, best = now.weights, now.best
+        if valid and not diverged:
+            chosen, last = with_ridge(inputs, [chosen, last], records, train, valid, weights, config)
+        with wearing(predictor, chosen):  # no longer than this, for a run may be stopped here and go on
             references = _references(inputs, train, config)
             outputs, distances = inputs.said([*train, *valid], "predicting", references)
+            if chosen is not now.weights:  # what was kept has become another
+                own = task.average(outputs)[len(inputs.rows(train)) :]
+                best = best | _judged(inputs, own, valid, targets, weights, of_valid)
             if calibration or test:  # read here for the first time
                 held_out, far = inputs.said([*calibration, *test], "testing", references)
                 outputs, distances = torch.cat((outputs, held_out), dim=1), torch.cat((distances, far))
@@ -146,9 +151,9 @@ def train_once(
     distances = distances[torch.tensor([*train, *valid, *calibration, *test]).argsort()]
     of_train = inputs.rows(train)
     finished = task.finished(task.average(outputs)[of_train], [labels[i] for i in of_train.tolist()])
-    best = {**now.best, "metric": metric if valid else None}
+    best = {**best, "metric": metric if valid else None}
     return Fitted(
-        weights=now.weights, last=last, outputs=outputs, history=now.history, best=best, diverged=diverged,
+        weights=chosen, last=last, outputs=outputs, history=now.history, best=best, diverged=diverged,
         task=finished.spec(), references=references.tensors() if references else {}, distances=distances,
     )  # fmt: skip
 
@@ -174,17 +179,14 @@ def _evaluate(
     """
     predictor = inputs.predictor
     own = [other for other in now.history if "stage" not in other]
-    with _wearing(predictor, now.average), centered(predictor):
+    with wearing(predictor, now.average), centered(predictor):
         if valid:
             outputs = inputs.outputs(valid, "validating")
             counts = [inputs.points[i] for i in valid]
             lost = [i for i, x in zip(valid, outputs.split(counts), strict=True) if not x.isfinite().all()]
             if lost:
                 return lost
-            wanted = inputs.targets(targets, valid).cpu()
-            rows = inputs.rows(valid).to(weights.device)
-            entry["valid_loss"] = predictor.task.loss(outputs, wanted, weights[rows].cpu()).mean.item()
-            entry["valid"] = predictor.task.scores(outputs, labels)
+            entry |= _judged(inputs, outputs, valid, targets, weights, labels)
             entry["recent"] = recent([*own, entry], metric, window)
         if not now.best or not valid or better(entry, now.best, metric):
             now.best, now.weights, now.since_best = entry, moving(predictor), 0
@@ -194,15 +196,13 @@ def _evaluate(
     return []
 
 
-@contextmanager
-def _wearing(predictor: Predictor, weights: dict[str, Tensor]) -> Iterator[None]:
-    """Put other weights in place for a while; of none, none."""
-    before = moving(predictor) if weights else {}
-    predictor.load_state_dict(weights, strict=False)
-    try:
-        yield
-    finally:
-        predictor.load_state_dict(before, strict=False)
+def _judged(
+    inputs: Inputs, outputs: Tensor, valid: list[int], targets: Tensor, weights: Tensor, labels: list[Label]
+) -> dict[str, Any]:
+    """What an evaluation came to."""
+    task, rows = inputs.predictor.task, inputs.rows(valid).to(weights.device)
+    loss = task.loss(outputs, inputs.targets(targets, valid).cpu(), weights[rows].cpu()).mean.item()
+    return {"valid_loss": loss, "valid": task.scores(outputs, labels)}
 
 
 def _interruptible(watch: Watcher, stop: threading.Event) -> Watcher:

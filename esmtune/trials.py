@@ -14,6 +14,7 @@ from esmtune.config import TrainConfig
 from esmtune.events import Notice, Progress, silent
 from esmtune.features import Kept
 from esmtune.journal import Journal
+from esmtune.linear import forget_axes
 from esmtune.members import fitted_members, members_of
 from esmtune.partition import dealt
 from esmtune.records import Dataset
@@ -73,6 +74,7 @@ def attempt(bench: Bench, origin: Origin, settings: Settings, report: Report) ->
         outcome = Outcome(state=left.state, reason=str(left))
     except (ValueError, torch.OutOfMemoryError) as error:
         outcome = Outcome(state="failed", reason=str(error))
+    forget_axes()
     return replace(outcome, seconds=round(time.monotonic() - started, 2))
 
 

@@ -96,10 +96,10 @@ def test_classes_are_logistic_regression_by_scikit_learn(classes):
     x = random.normal(size=(120, 4)) * [1, 5, 9, 2] + 3
     y = [str(int(n)) for n in np.digitize(x[:, 0] + random.normal(size=120), [3, 4.5][: classes - 1])]
     task = Binary.fit(y) if classes == 2 else Multiclass.fit(y)
-    apply, penalty = linear_map(x, y, np.ones(120), [1] * 120, task, seed=0)
+    found_map = linear_map(x, y, np.ones(120), [1] * 120, task, seed=0)
     scaler = StandardScaler().fit(x)
-    model = LogisticRegression(C=1 / (2 * penalty), tol=1e-10, max_iter=10_000).fit(scaler.transform(x), y)
-    found = np.array(list(task.probabilities(apply(x)).values())).T
+    model = LogisticRegression(C=1 / (2 * found_map.penalty), tol=1e-10, max_iter=10_000).fit(scaler.transform(x), y)
+    found = np.array(list(task.probabilities(found_map(x)).values())).T
     wanted = model.predict_proba(scaler.transform(x))
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
@@ -109,11 +109,11 @@ def test_more_numbers_than_rows_are_solved_as_well():
     x = random.normal(size=(30, 100))
     y = (x[:, 0] + random.normal(size=30) / 3).tolist()
     task = Regression.fit(y)
-    apply, penalty = linear_map(x, y, np.ones(30), [1] * 30, task, seed=0)
+    found_map = linear_map(x, y, np.ones(30), [1] * 30, task, seed=0)
     scaler = StandardScaler().fit(x)
-    model = Ridge(alpha=penalty).fit(scaler.transform(x), y)
-    np.testing.assert_allclose(task.predict(apply(x)), model.predict(scaler.transform(x)), atol=1e-6)
-    assert penalty == RidgeCV(np.array(CLOSE)).fit(scaler.transform(x), y).alpha_
+    model = Ridge(alpha=found_map.penalty).fit(scaler.transform(x), y)
+    np.testing.assert_allclose(task.predict(found_map(x)), model.predict(scaler.transform(x)), atol=1e-6)
+    assert found_map.penalty == RidgeCV(np.array(CLOSE)).fit(scaler.transform(x), y).alpha_
 
 
 def test_one_hot_is_that_of_every_residue_at_every_position():

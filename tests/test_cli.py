@@ -151,7 +151,7 @@ def test_a_run_has_all_its_files(run, table, tiny):
     config = tomllib.loads((run / "run.toml").read_text())
     assert config["data"] == str(table)
     assert config["target"] == ["tm"]
-    assert config["head"] == {"name": "mlp", "pool": "mean", "hidden": 256, "depth": 2, "dropout": 0.25}
+    assert config["head"] == {"name": "mlp", "pool": "mean", "hidden": 256, "depth": 2, "dropout": 0.25, "ridge": True}
 
 
 def test_a_configuration_repeats_the_run(run, tmp_path, shell, monkeypatch):
@@ -175,7 +175,7 @@ def test_every_number_of_the_reference_tutorial_can_be_set(table, tiny, tmp_path
                "--task", "regression", "--task.loss", "huber", "--log", "csv", "tensorboard"]  # fmt: skip
     assert shell("train", table, "--target", "tm", "--encoder", tiny, "--out", tmp_path / "r", *options).code == 0
     config = tomllib.loads((tmp_path / "r" / "run.toml").read_text())
-    assert config["head"] == {"name": "mlp", "pool": "mean", "hidden": 12, "depth": 2, "dropout": 0.1}
+    assert config["head"] == {"name": "mlp", "pool": "mean", "hidden": 12, "depth": 2, "dropout": 0.1, "ridge": False}
     assert config["tuning"] == {"name": "full", "layer_decay": 1.0}
     assert config["task"] == {"name": "regression", "loss": "huber", "ranking_weight": 0.0, "scale": "linear"}
     assert (config["micro_batch_size"], config["global_batch_size"], config["max_steps"]) == (2, 4, 3)

@@ -32,6 +32,7 @@ HEADS = [
     for name in head
     for pool in (get_args(head.options(name)["pool"].annotation) if "pool" in head.options(name) else (None,))
 ]
+HEADS += [{"name": "mlp", "ridge": True}]
 LOSSES = {"regression": (*loss, *ranking, *distribution)}
 TASKS = [
     {"name": name, **({"loss": error} if error else {}), **more}
@@ -74,6 +75,8 @@ def built(spec, encoder, layers):
     part.tie(encoder)
     for weight in part.parameters():
         torch.nn.init.normal_(weight, std=0.2)
+    if part.beside is not None:
+        part.beside.tell(*(torch.randn(shape) for shape in ((3, layers * 32), (3,))), torch.tensor([0.3, 0.0, 0.9]))
     return part.to(encoder.embed_tokens.weight.dtype)
 
 
