@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -39,62 +40,83 @@ def with_ridge(
     such map has. What is said is said of the first state. States are given back as they are where there is no map.
     """
     predictor = inputs.predictor
-    beside, parts = predictor.head.beside, predictor.task.parts()
+    beside = predictor.head.beside
     if beside is None or predictor.spec.tuning["name"] != "frozen" or predictor.level != "sequence":
         return states
     if beside.share.any():  # it goes on from another run, and keeps what that had
         return states
-    labels = [label for record in records for label in record.labels]
-    own = [of_target(labels, place, parts) for place in range(len(parts))]
-    judges = {place: _judges(inputs, valid, own[place], weights, config.seed) for place in range(len(parts))}
-    fitting = [place for place, (_, task, _) in enumerate(parts) if _has_map(task) and len(judges[place]) >= FEWEST]
-    if not fitting and (config.head or {}).get("ridge"):
+    targets = _targets(inputs, records, valid, weights, config.seed)
+    if not targets and (config.head or {}).get("ridge"):
         inputs.watch(Notice(NONE.format(f"the loss has none, or fewer than {FEWEST} validation rows are labeled")))
-    solved = [_map_of(inputs, records, train, own[place], parts[place][1], config.seed) for place in fitting]
-    maps = {place: found for place, found in zip(fitting, solved, strict=True) if found is not None}
+    solved = [_map_of(inputs, records, train, target, config.seed) for target in targets]
+    maps = [(target, found) for target, found in zip(targets, solved, strict=True) if found is not None]
     if not maps:
         return states
-    weight, bias, alone = _told(inputs, beside, [(parts[place][2], found) for place, found in maps.items()], valid)
+    weight, bias, alone = _told(inputs, beside, maps, valid)
     stacked = []
     for state in states:
         with wearing(predictor, state):  # the map has no share in it
             outputs = inputs.outputs(valid, "validating").double()
         share = torch.zeros(len(bias))
-        for place in maps:
-            _, task, of = parts[place]
-            points, rows = judges[place], inputs.rows([valid[point] for point in judges[place]])
-            known = [own[place][row] for row in rows.tolist()]
-            share[of] = _best_share(task, outputs[points, of], alone[points, of], known, weights.cpu()[rows])
+        for target, _ in maps:
+            share[target.of] = target.best_share(outputs, alone)
         there = (share > 0).to(weight)
         mine = {"weight": weight * there[:, None], "bias": bias * there, "share": share}
         stacked.append(state | {f"head.beside.{name}": tensor for name, tensor in mine.items()})
     told = stacked[0]["head.beside.share"]
     if told.any():
-        said = {name: told[of][0].item() for name, _, of in parts if told[of].any()}
+        said = {target.name: told[target.of][0].item() for target, _ in maps if told[target.of].any()}
         inputs.watch(Notice(STACKED.format(_shares(said))))
     return stacked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What is learned, which outputs are its own, and the validation points that choose its share."""
+
+    name: str
+    task: Task
+    of: slice
+    labels: Sequence[Label]  # of all records
+    points: list[int]  # among those of validation
+    known: Sequence[Label]
+    weights: Tensor
+
+    def best_share(self, outputs: Tensor, alone: Tensor) -> float:
+        """The most probable share of a map's outputs beside a head's, of validation points."""
+        at = (self.points, self.of)
+        return _best_share(self.task, outputs[at], alone[at], self.known, self.weights)
+
+
+def _targets(inputs: Inputs, records: Sequence[Record], valid: list[int], weights: Tensor, seed: int) -> list[Judged]:
+    """The targets that can have a map, and have points enough to choose its share."""
+    parts = inputs.predictor.task.parts()
+    every, rows, weight = [label for record in records for label in record.labels], inputs.rows(valid), weights.cpu()
+    found = []
+    for place, (name, task, of) in enumerate(parts):
+        labels = of_target(every, place, parts)
+        known = [p for p, row in enumerate(rows.tolist()) if labels[row] is not None and weight[row] > 0]
+        order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[:MOST]
+        points = [known[drawn] for drawn in order.sort().values.tolist()]
+        if _has_map(task) and len(points) >= FEWEST:
+            own = [labels[row] for row in rows[points].tolist()]
+            found.append(Judged(name=name, task=task, of=of, labels=labels, points=points, known=own,
+                                weights=weight[rows[points]]))  # fmt: skip
+    return found
 
 
 def _has_map(task: Task) -> bool:
     return not task.only_orders and not (isinstance(task, Regression) and task.num_outputs > 1)
 
 
-def _judges(inputs: Inputs, valid: list[int], labels: Sequence[Label], weights: Tensor, seed: int) -> list[int]:
-    """Which validation records choose a share: those of a label and a weight, or a sample of them."""
-    rows = inputs.rows(valid)
-    counts = (weights.cpu()[rows] > 0).tolist()
-    known = [p for p, row in enumerate(rows.tolist()) if labels[row] is not None and counts[p]]
-    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[:MOST]
-    return [known[place] for place in order.sort().values.tolist()]
-
-
 def _map_of(
-    inputs: Inputs, every: Sequence[Record], places: Sequence[int], labels: Sequence[Label], task: Task, seed: int
+    inputs: Inputs, every: Sequence[Record], places: Sequence[int], target: Judged, seed: int
 ) -> LinearMap | None:
     """The map of training records, or of a sample where all are too many; None where one is not to be had."""
     records = [every[place] for place in places]
     place_of = {id(record): place for record, place in zip(records, places, strict=True)}
-    own, dim = [labels[row] for row in inputs.rows(places).tolist()], inputs.predictor.features_dim
+    task, dim = target.task, inputs.predictor.features_dim
+    own = [target.labels[row] for row in inputs.rows(places).tolist()]
     if not is_affordable(dim, task.num_outputs, len(own)):
         return None
     labeled = [place for place, record in enumerate(records) if record.is_labeled]
@@ -117,14 +139,14 @@ def _map_of(
 
 
 def _told(
-    inputs: Inputs, beside: Beside, maps: Sequence[tuple[slice, LinearMap]], valid: list[int]
+    inputs: Inputs, beside: Beside, maps: Sequence[tuple[Judged, LinearMap]], valid: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weight and bias of all maps together, as the head has them, and what they say of validation records."""
     standardize = inputs.predictor.head.standardize
     weight, bias = torch.zeros(beside.weight.shape), torch.zeros(beside.bias.shape)
-    for of, found in maps:
+    for target, found in maps:
         steep, off = found.after(standardize.center.cpu(), standardize.spread.cpu())
-        weight[of], bias[of] = steep.float(), off.float()
+        weight[target.of], bias[target.of] = steep.float(), off.float()
     seen = standardize(inputs.pooled(valid, "measuring").features).cpu()
     return weight, bias, F.linear(seen, weight, bias).double()
 
