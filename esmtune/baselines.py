@@ -78,6 +78,16 @@ class Points:
         few = int(np.searchsorted(self.counts[order].cumsum(), limit)) if self.level == "residue" else limit
         return self.taken(sorted(order[: max(1, few)].tolist()))
 
+    def labeled(self) -> "Points":
+        """Those of the records of which anything is known."""
+        return self.taken([place for place, record in enumerate(self.records) if record.is_labeled])
+
+    def affordable(self, dim: int, outputs: int, seed: int) -> "Points | None":
+        """All, or a sample, of which a map of so many numbers is found; None where that is not worth it."""
+        if not is_affordable(dim, outputs, len(self.labels)):
+            return None
+        return self.sampled(affordable_points(dim, outputs), seed)
+
     def learnable(self) -> tuple[Int[np.ndarray, "known"], Float[np.ndarray, "known"], list[int]]:
         """Which points have a label and a weight, these weights, and how many are of each record, where any are."""
         weights = np.repeat([record.weight for record in self.records], self.counts)
@@ -193,13 +203,13 @@ def _mapped(
     known, _, groups = train.learnable()
     if task.only_orders or len(groups) < 2:
         return None
-    few = train.taken([i for i, record in enumerate(train.records) if record.is_labeled]).sampled(limit, means.seed)
+    few = train.labeled().sampled(limit, means.seed)
     first = what(few.sequences[:1], means)
     if first is None:
         return None
-    if not is_affordable(first.shape[1], task.num_outputs, len(few.labels)):
+    few = few.affordable(first.shape[1], task.num_outputs, means.seed)
+    if few is None:
         return None
-    few = few.sampled(affordable_points(first.shape[1], task.num_outputs), means.seed)
     if len(few.labels) < len(known):
         _tell(watch, what.__name__.strip("_"), len(few.labels), len(train.labels))
     known, weights, groups = few.learnable()

@@ -58,10 +58,10 @@ def _option(name: str, value: Any, file: Callable[[str], str]) -> Iterator[str]:
         if "name" in value:
             yield f"{flag} {shlex.quote(str(value['name']))}"
         for option, own in value.items():
-            if option != "name":  # a flag of a part takes a word
-                yield from [f"{flag}.{option}=true"] if own is True else _option(f"{name}.{option}", own, file)
+            if option != "name":
+                yield from _option(f"{name}.{option}", own, file)
     elif isinstance(value, bool):
-        yield flag if value else f"{flag}=false"
+        yield flag if value and "." not in name else f"{flag}={str(value).lower()}"  # that of a part takes a word
     elif isinstance(value, list | tuple):
         yield " ".join((flag, *(shlex.quote(str(each)) for each in value)))
     else:

@@ -13,7 +13,7 @@ from esmtune.config import TrainConfig
 from esmtune.events import Notice
 from esmtune.inputs import Inputs
 from esmtune.kinds import Task
-from esmtune.linear import LinearMap, affordable_points, is_affordable, linear_map
+from esmtune.linear import LinearMap, linear_map
 from esmtune.readouts import Beside
 from esmtune.records import Label, Record, of_target
 from esmtune.regression import Regression
@@ -117,14 +117,12 @@ def _map_of(
     place_of = {id(record): place for record, place in zip(records, places, strict=True)}
     task, dim = target.task, inputs.predictor.features_dim
     own = [target.labels[row] for row in inputs.rows(places).tolist()]
-    if not is_affordable(dim, task.num_outputs, len(own)):
+    few = Points(records, own, "sequence").labeled().sampled(ROWS, seed).affordable(dim, task.num_outputs, seed)
+    if few is None:
         return None
-    labeled = [place for place, record in enumerate(records) if record.is_labeled]
-    few = Points(records, own, "sequence").taken(labeled).sampled(ROWS, seed)
-    few = few.sampled(affordable_points(dim, task.num_outputs), seed)
     known, weights, groups = few.learnable()
     learned = [few.labels[i] for i in known]
-    if len(groups) < 2 or len({str(label) for label in learned}) < 2:
+    if len(groups) < 2 or len(set(learned)) < 2:
         return None
     seen = inputs.pooled([place_of[id(few.records[i])] for i in known], "measuring").features.numpy(force=True)
     try:
