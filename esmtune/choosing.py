@@ -13,13 +13,14 @@ from esmtune.composition import Origin
 from esmtune.config import TOKENS_PER_BATCH, TrainConfig
 from esmtune.events import Notice, Progress, Watcher, silent
 from esmtune.journal import Journal
-from esmtune.members import members_of, scores_of, train_members
+from esmtune.members import members_of, train_members
 from esmtune.metrics import sign_of
 from esmtune.partition import dealt
 from esmtune.processes import terminable
 from esmtune.records import Dataset
 from esmtune.regression import Regression
 from esmtune.schemes import Scheme
+from esmtune.scoring import scores_of
 from esmtune.space import STEPWISE, Axis, Settings, Value, configured_by, fixed_by, space_of, usual_settings
 from esmtune.studies import Asking, First, Ledger, Stage, Trial, better_of, silenced
 from esmtune.trials import Bench, Outcome, go_on

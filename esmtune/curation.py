@@ -1,7 +1,5 @@
 """From a user's files to a dataset: read, find columns, mend, split, and refuse what cannot be learned from."""
 
-import hashlib
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,9 +18,9 @@ from esmtune.partition import (
     with_file,
     with_splits,
 )
-from esmtune.readers import read
 from esmtune.records import BadRowsError, Dataset, Form, Problem, Record, Row, Split, Table, Target
 from esmtune.replicates import weighted, with_replicates
+from esmtune.sources import checksum, columns_of, in_order, in_part, read_tables
 from esmtune.targets import Column, Known, check_labels, is_per_residue, names_of, read_labels, strange, with_labels
 
 CALIBRATION = (
@@ -66,8 +64,8 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
         ValueError: for everything else that is wrong with the data, with what to do.
     """
     kind, reads = _asked_kind(config)
-    tables, parts = _read_tables(data, config)
-    columns = _columns_of(tables, parts, config, kind)
+    tables, parts = read_tables(data, config)
+    columns = columns_of(tables, parts, config, kind)
     for name in filter(None, columns[0].kinds):
         if name in ("mlm", "multitask"):
             raise ValueError(f"{name} is not of one column. Kinds of columns are: {', '.join(READS)}.")
@@ -75,7 +73,7 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
             raise ValueError(f"target says that labels are {name}, but task is {kind}: leave one of them out.")
         reads = _with(reads, name)
     read_parts = [read_rows(t, found, max_length=config.max_length) for t, found in zip(tables, columns, strict=True)]
-    rows = [_in_part(row, part) for part, found in zip(parts, read_parts, strict=True) for row in found.rows]
+    rows = [in_part(row, part) for part, found in zip(parts, read_parts, strict=True) for row in found.rows]
     problems = [problem for found in read_parts for problem in found.problems]
     told = _told(rows, columns, config, kind, reads, tables)
     targets = told.targets
@@ -98,7 +96,7 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
         missing = set() if any(r.split == "valid" for r in partition.records) else {"valid"}
     else:
         if missing and asked != "random":  # a search for relatives takes minutes
-            refuse(_in_order(problems, tables), config.skip_bad_rows)
+            refuse(in_order(problems, tables), config.skip_bad_rows)
         level = "residue" if is_per_residue(targets[0].form) else "sequence"
         folds = folds_for(config, kind, missing, known, level)
         partition = with_splits(
@@ -126,15 +124,15 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
         )
         known = weighted(known, columns[0].weight)
     except ValueError as error:
-        refuse(_in_order(problems, tables), config.skip_bad_rows)
+        refuse(in_order(problems, tables), config.skip_bad_rows)
         if not lenient:
             raise
         refusal = str(error)
-    problems = _in_order(problems + strangers, tables)
+    problems = in_order(problems + strangers, tables)
     refuse(problems, config.skip_bad_rows)
     notices += [*more, *split, *replicates, *warnings, *skipped(problems)]
     dataset = Dataset(
-        records=tuple(known), targets=targets, sha256=_checksum(tables), notices=tuple(notices),
+        records=tuple(known), targets=targets, sha256=checksum(tables), notices=tuple(notices),
         problems=tuple(problems), held=partition.held,
     )  # fmt: skip
     has_mask = dataset.level == "residue" and dataset.kind != "mlm"
@@ -183,7 +181,7 @@ def curate_labeled(
         )
         for r, name, place, known in strange(labeled.records, targets, classes)
     ]
-    problems = _in_order([*found.problems, *labeled.problems, *strangers], [table])
+    problems = in_order([*found.problems, *labeled.problems, *strangers], [table])
     refuse(problems, skip_bad_rows)
     bad = {problem.where for problem in strangers}
     known, more = with_labels([r for r in labeled.records if r.where not in bad], targets)
@@ -237,10 +235,6 @@ def _reads_of(kind: str) -> Reads:
     return task[kind].reads
 
 
-def _in_part(row: Row, part: Split | None) -> Row:
-    return replace(row, record=replace(row.record, split=part)) if part else row
-
-
 def _told(
     rows: Sequence[Row], columns: Sequence[Columns], config: TrainConfig, kind: str | None, reads: Mapping[str, Reads],
     tables: Sequence[Table],
@@ -268,65 +262,6 @@ def _told(
     return told
 
 
-def _read_tables(data: Any, config: TrainConfig) -> tuple[list[Table], list[Split | None]]:
-    """The table, and those of validation and test if they are files of their own, with the split of each."""
-    tables = [read(data)]
-    parts: list[Split | None] = [None]
-    files: dict[Split, str | None] = {"valid": config.valid, "test": config.test}
-    for part, path in files.items():
-        if path is None:
-            continue
-        if not isinstance(path, str | os.PathLike):
-            raise ValueError(
-                f"{part} is a {type(path).__name__}, expected the path of a file. Rows in memory go into one table, "
-                "with a column split that says train, valid or test."
-            )
-        table = read(path)
-        for other in tables:
-            if table.sha256 == other.sha256:
-                raise ValueError(f"{table.source} is the same file as {other.source}: its rows cannot be {part} too.")
-        tables.append(table)
-        parts.append(part)
-    if len(tables) > 1:
-        parts[0] = "train"
-    return tables, parts
-
-
-def _columns_of(
-    tables: Sequence[Table], parts: Sequence[Split | None], config: TrainConfig, kind: str | None
-) -> list[Columns]:
-    """The columns of each table; validation and test have theirs under the names of the first."""
-    column, way = asked_split(config.split, tables[0])
-    first = find_columns(
-        tables[0], sequence=config.sequence, target=() if kind == "mlm" else config.target or None, id=config.id,
-        split=column, mask=config.mask, weight=config.weight, splits=way is None,
-    )  # fmt: skip
-    if len(tables) > 1 and first.split:
-        raise ValueError(
-            f"{tables[0].source} has a split column, {first.split!r}, and there is a file for {parts[1]} too. "
-            "Leave out the file, or name the column otherwise."
-        )
-    others = []
-    for table, part in zip(tables[1:], parts[1:], strict=True):
-        has = table.frame.columns
-        sequence, id, mask = (name if name in has else None for name in (first.sequence, first.id, first.mask))
-        found = find_columns(
-            table, sequence=config.sequence or sequence, target=first.target or (), id=config.id or id,
-            mask=config.mask or mask, weight=config.weight if part == "valid" or config.weight in has else None,
-        )  # fmt: skip
-        others.append(replace(found, split=None, validation=None))
-    return [first, *others]
-
-
-def _in_order(problems: Sequence[Problem], tables: Sequence[Table]) -> list[Problem]:
-    """Problems as their rows stand in the files, whatever found them."""
-    if not problems:
-        return []
-    wheres = (table.where(row) for table in tables for row in range(table.frame.height))
-    place = {where: number for number, where in enumerate(wheres)}
-    return sorted(problems, key=lambda problem: place[problem.where])
-
-
 def refuse(problems: Sequence[Problem], skip: bool) -> None:
     """Stop at rows that cannot be used, unless they are to be skipped.
 
@@ -340,9 +275,3 @@ def refuse(problems: Sequence[Problem], skip: bool) -> None:
 def skipped(problems: Sequence[Problem]) -> list[str]:
     """A sentence for each row that was left out."""
     return [f"Left out {problem}." for problem in problems]
-
-
-def _checksum(tables: Sequence[Table]) -> str:
-    if len(tables) == 1:
-        return tables[0].sha256
-    return hashlib.sha256("".join(table.sha256 for table in tables).encode()).hexdigest()

@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float
 
 from esmtune.config import SHARES, TrainConfig
-from esmtune.members import Member, Trained, draws_of, members_of, scores_of
+from esmtune.members import Member, Trained, draws_of, members_of
 from esmtune.metrics import Scores, sign_of
 from esmtune.records import Dataset
+from esmtune.scoring import scores_of
 from esmtune.subsets import share_of
 from esmtune.tasks import task
 

@@ -1,13 +1,11 @@
 """Which predictors a run trains, one after the other, and what they make together."""
 
 import copy
-import statistics
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,20 +22,17 @@ from esmtune.events import Notice, Watcher, silent
 from esmtune.features import Kept
 from esmtune.journal import Entry, Journal, asked_to_stop
 from esmtune.labels import Reads
-from esmtune.masking import Masking, guessed
 from esmtune.memory import give_back_at_once
-from esmtune.metrics import Scores, sign_of
 from esmtune.partition import with_calibration
 from esmtune.predictor import Predictor
 from esmtune.processes import launched
 from esmtune.provisions import provided
-from esmtune.records import UNFITTED, Dataset, Label
+from esmtune.records import UNFITTED, Dataset
+from esmtune.scoring import collapsed
 from esmtune.splits import folds_of
 from esmtune.standing import Fitted
-from esmtune.tasks import MLM, Task, task
+from esmtune.tasks import Task, task
 from esmtune.training import train_once
-
-ENOUGH = 10  # points, to call a seed worse than others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +131,11 @@ def train_members(
     common = predictors[0].task.plain()  # each member may learn labels on another scale
     draws = torch.stack([draws_of(found, common) for found in fitted])
     answers = torch.stack([common.average(own) for own in draws])
-    collapsed = _collapsed(members, fitted, answers, common) if config.seeds > 1 else []
-    for name in collapsed:
+    names = [member.name for member in members]
+    lost = collapsed(names, fitted, members[0].data, answers, common) if config.seeds > 1 else []
+    for name in lost:
         watch(Notice(f"COLLAPSED: {name} learned nothing that the other seeds did, and is left out of the predictor."))
-    kept = [number for number, member in enumerate(members) if member.name not in collapsed]
+    kept = [number for number, member in enumerate(members) if member.name not in lost]
     outputs, distances = common.average(answers[kept]), fitted[kept[0]].distances
     if folds > 1:
         outputs = _out_of_fold(members, answers, outputs)
@@ -152,7 +148,7 @@ def train_members(
         members=members,
         fitted=fitted,
         others=list(zip(others, every[len(members) :], strict=True)),
-        collapsed=collapsed,
+        collapsed=lost,
         draws=draws,
         answers=answers,
         outputs=outputs,
@@ -286,73 +282,3 @@ def _distances_out_of_fold(members: Sequence[Member], fitted: Sequence[Fitted]) 
         held_out = torch.tensor([r.split in UNFITTED for r in member.data.of(None)])
         distances[held_out] = own.distances[held_out]
     return distances
-
-
-def _collapsed(members: Sequence[Member], fitted: Sequence[Fitted], answers: Tensor, common: Task) -> list[str]:
-    """Members that are not half as far above the baseline as the median member, by the metric that chose the weights.
-
-    A loss is no such metric, nor are few validation rows enough: then it is the task's own, and the rows that they
-    learned from count too. A member without a finite value is one, and so is one that diverged before its first
-    evaluation.
-    """
-    lost = [m.name for m, f in zip(members, fitted, strict=True) if f.diverged and not f.history]
-    chosen, data = fitted[0].best.get("metric"), members[0].data
-    metric = common.metric if chosen in (None, "loss") else chosen
-    labels = shown_labels(common, data)
-    splits = [record.split for record in data.of(None) for _ in record.labels]
-    is_valid = [split == "valid" for split in splits]
-    known = sum(label is not None for label, is_in in zip(labels, is_valid, strict=True) if is_in)
-    within = is_valid if known >= ENOUGH else [split in ("train", "valid") for split in splits]
-    counted = [label for label, is_in in zip(labels, within, strict=True) if is_in]
-    if sum(label is not None for label in counted) < ENOUGH:
-        return lost if len(lost) < len(members) else []
-    base = common.scores(common.baseline(len(counted)), counted)[metric] or 0.0
-    gains: list[float | None] = []
-    for own in answers:
-        value = common.scores(own[torch.tensor(within)], counted)[metric] if own.isfinite().all() else None
-        gains.append(None if value is None else sign_of(metric) * (value - base))
-    learned = [gain for gain in gains if gain is not None]
-    typical = statistics.median(learned) if learned else 0.0
-    if typical <= 0:  # none of them learned anything: there is nothing else to tell them apart by
-        return lost if len(lost) < len(members) else []
-    return [m.name for m, gain in zip(members, gains, strict=True) if gain is None or gain < 0.5 * typical]
-
-
-def summary(trained: Trained) -> dict[str, Any]:
-    """Each member's scores, and their mean and standard deviation over the members that did not collapse."""
-    of_members: dict[str, Any] = {}
-    for number, (member, fitted) in enumerate(zip(trained.members, trained.fitted, strict=True)):
-        entry: dict[str, Any] = {k: v for k, v in fitted.best.items() if k in ("step", "epoch")}
-        for split in ("valid", "test"):
-            scores = scores_of(trained.task, trained.answers[number], member.data, split)
-            if scores:
-                entry[split] = scores
-        of_members[member.name] = entry
-    result: dict[str, Any] = {"members": of_members, "collapsed": trained.collapsed}
-    kept = [entry for name, entry in of_members.items() if name not in trained.collapsed]
-    for split in ("valid", "test"):
-        if all(split in entry for entry in kept):
-            values = {metric: [entry[split][metric] for entry in kept] for metric in kept[0][split]}
-            known = {metric: found for metric, found in values.items() if None not in found}
-            result[f"{split}_mean"] = {metric: statistics.fmean(found) for metric, found in known.items()}
-            if len(kept) > 1:
-                result[f"{split}_sd"] = {metric: statistics.stdev(found) for metric, found in known.items()}
-    return result
-
-
-def scores_of(
-    task: Task, outputs: Tensor, data: Dataset, split: str, *, within: Sequence[bool] | None = None
-) -> Scores:
-    """The scores of the labeled points of a split, or of those of its records that are `within`; none without any."""
-    records = data.of(None)
-    counted = [True] * len(records) if within is None else within
-    chosen = [r.split == split and is_in for r, is_in in zip(records, counted, strict=True) for _ in r.labels]
-    labels = [label for label, is_in in zip(shown_labels(task, data), chosen, strict=True) if is_in]
-    return task.scores(outputs[torch.tensor(chosen)], labels) if labels else {}
-
-
-def shown_labels(task: Task, data: Dataset) -> list[Label]:
-    """The labels of all labeled records, of which a language model is judged by those that it must guess alone."""
-    records = data.of(None)
-    masks = Masking(selected=task.masked) if isinstance(task, MLM) else None
-    return guessed([label for r in records for label in r.labels], [r.sequence for r in records], masks)

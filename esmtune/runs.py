@@ -3,6 +3,7 @@
 import json
 import platform
 import shutil
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -55,7 +56,7 @@ def metrics_of(
     """Scores of validation and test records, beside what can be said without fine-tuning."""
     dataset = curated.dataset
     from esmtune.assignments import fit_task
-    from esmtune.members import scores_of, summary
+    from esmtune.scoring import scores_of
     from esmtune.standards import beside_baselines, without_loss
 
     task, spec = trained.task, trained.predictor.spec
@@ -87,7 +88,7 @@ def metrics_of(
         metrics |= {split: scores} if scores else {}
     metrics |= beside_baselines(trained, ignorant, dataset, watch)
     if len(trained.members) > 1:
-        metrics |= summary(trained)
+        metrics |= _of_members(trained)
     if trained.others:
         from esmtune.curves import learning_curve
 
@@ -97,9 +98,33 @@ def metrics_of(
     return metrics
 
 
+def _of_members(trained: "Trained") -> dict[str, Any]:
+    """Each member's scores, and their mean and standard deviation over the members that did not collapse."""
+    from esmtune.scoring import scores_of
+
+    of_members: dict[str, Any] = {}
+    for number, (member, fitted) in enumerate(zip(trained.members, trained.fitted, strict=True)):
+        entry: dict[str, Any] = {k: v for k, v in fitted.best.items() if k in ("step", "epoch")}
+        for split in ("valid", "test"):
+            scores = scores_of(trained.task, trained.answers[number], member.data, split)
+            if scores:
+                entry[split] = scores
+        of_members[member.name] = entry
+    result: dict[str, Any] = {"members": of_members, "collapsed": trained.collapsed}
+    kept = [entry for name, entry in of_members.items() if name not in trained.collapsed]
+    for split in ("valid", "test"):
+        if all(split in entry for entry in kept):
+            values = {metric: [entry[split][metric] for entry in kept] for metric in kept[0][split]}
+            known = {metric: found for metric, found in values.items() if None not in found}
+            result[f"{split}_mean"] = {metric: statistics.fmean(found) for metric, found in known.items()}
+            if len(kept) > 1:
+                result[f"{split}_sd"] = {metric: statistics.stdev(found) for metric, found in known.items()}
+    return result
+
+
 def _by_nearness(trained: "Trained", dataset: Dataset, near: Nearness | None) -> dict[str, Any]:
     """Test scores by identity to the nearest training sequence, and of variants by their mutations."""
-    from esmtune.members import scores_of
+    from esmtune.scoring import scores_of
 
     records = dataset.of(None)
     chosen = np.array([r.split == "test" for r in records])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esmtune.baselines import ROWS, Points
+from esmtune.baselines import ROWS
 from esmtune.config import TrainConfig
 from esmtune.events import Notice
 from esmtune.inputs import Inputs
@@ -17,6 +17,7 @@ from esmtune.linear import LinearMap, linear_map
 from esmtune.readouts import Beside
 from esmtune.records import Label, Record, of_target
 from esmtune.regression import Regression
+from esmtune.samples import Points
 from esmtune.standing import wearing
 
 SHARES = tuple(step / 20 for step in range(20))  # not all of it: what goes on from here has something to learn with

@@ -31,9 +31,10 @@ from esmtune.ensembles import Ensemble
 from esmtune.events import Notice, Watcher
 from esmtune.hub import read_json
 from esmtune.linear import forget_axes
-from esmtune.members import Trained, shown_labels
+from esmtune.members import Trained
 from esmtune.predictor import Predictor, find_encoder
 from esmtune.records import UNFITTED, Dataset, Label, Level, Record
+from esmtune.scoring import shown_labels
 from esmtune.tasks import Task
 
 
