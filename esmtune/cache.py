@@ -8,6 +8,7 @@ differs: writers do not wait for each other, and a kill at any moment leaves who
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -16,19 +17,29 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from safetensors.numpy import save
 
 from esmtune.config import CACHE_GB, Pooling
+from esmtune.events import Notice, Watcher
 from esmtune.writers import whole_file
 
 VERSION = 1  # of the shards, and of every number that an encoder gives: raised when one of them changes
 DIGEST = 32  # bytes
+UNWRITABLE = (
+    "CACHE: nothing can be written to {} ({}), so that these embeddings are not kept for other runs. Name another "
+    "folder with --cache or ESMTUNE_CACHE, or none."
+)
 SHARD_BYTES = 128 << 20  # what is collected before it is written
 SHARD_SECONDS = 120.0  # how long it is collected: a kill loses no more work than this and a batch
 ABANDONED = 24 * 3600  # seconds after which a file that was never renamed is no longer being written
+
+# What it wrote and nothing else is counted, replaced or cleared: the folder may be one that holds other things too.
+FOLDER = re.compile("[0-9a-f]{32}")
+SHARD, UNFINISHED = re.compile(r"[0-9a-f]{32}\.safetensors"), re.compile(r"\.[0-9a-f]{32}\.safetensors\.\d+\.tmp")
 
 Vectors = tuple[Float[np.ndarray, "_ dim"], ...]  # of one sequence, an array a layer
 
@@ -77,21 +88,22 @@ class Cache:
 
     def __init__(self, folder: Path, limit: int = CACHE_GB << 30):
         self.folder, self.limit = folder, limit
+        self.is_writable = True  # as far as is known
 
     def read(self, kind: Kind, layers: Sequence[int], sequences: Sequence[str]) -> list[Vectors | None]:
         """What is kept of sequences, mapped and not loaded: memory is taken when numbers are looked at."""
         found: dict[bytes, dict[int, np.ndarray]] = {digest_of(sequence): {} for sequence in sequences}
-        for file in sorted((self.folder / kind.name).glob("*.safetensors")):
+        for file in self._files(SHARD, self.folder / kind.name):
             shard = Shard.open(file)
             useful = {layer: rows for layer, rows in shard.layers.items() if layer in layers} if shard else {}
             hits = [(row, key) for row, key in enumerate(shard.keys()) if key in found] if shard and useful else []
             if not shard or not hits:
                 continue
             if not shard.is_whole():
-                file.unlink(missing_ok=True)
+                _delete(file)
                 continue
             _touch(file)
-            starts = shard.arrays["starts"].tolist()
+            starts = shard.starts.tolist()
             for row, key in hits:
                 found[key] |= {layer: rows[starts[row] : starts[row + 1]] for layer, rows in useful.items()}
         have = {key: tuple(f[x] for x in layers) if f.keys() >= set(layers) else None for key, f in found.items()}
@@ -100,7 +112,11 @@ class Cache:
     def write(
         self, kind: Kind, encoder: str, layers: Sequence[int], sequences: Sequence[str], vectors: Sequence[Vectors]
     ) -> None:
-        """Add a shard, and make room for it; where there is none, nothing is kept."""
+        """Add a shard, and make room for it; where there is none, nothing is kept.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
         if not sequences:
             return
         counts = [len(arrays[0]) for arrays in vectors]
@@ -116,8 +132,7 @@ class Cache:
         if not self._make_room(len(content)):
             return
         folder = self.folder / kind.name
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o700)  # sequences can be told from what is kept
+        folder.mkdir(mode=0o700, exist_ok=True)  # others' business is not which sequences are kept
         with whole_file(folder / f"{uuid.uuid4().hex}.safetensors") as temporary, temporary.open("wb") as file:
             file.write(content)
             file.flush()
@@ -126,8 +141,8 @@ class Cache:
     def contents(self) -> list[Kept]:
         """What there is, by encoder, pool and precision."""
         kept = []
-        for folder in sorted(path for path in self.folder.glob("*") if path.is_dir()):
-            shards = [shard for file in folder.glob("*.safetensors") if (shard := Shard.open(file))]
+        for folder in self._folders():
+            shards = [shard for file in self._files(SHARD, folder) if (shard := Shard.open(file))]
             if shards:
                 about = shards[0].about
                 kept.append(
@@ -144,30 +159,28 @@ class Cache:
 
     def clear(self) -> None:
         """Forget everything; what another process has mapped stays readable to it."""
-        for folder in self.folder.glob("*"):
-            if folder.is_dir() and all(_is_ours(file) for file in folder.iterdir()):
-                shutil.rmtree(folder, ignore_errors=True)
+        for folder in self._folders():
+            for file in (*self._files(SHARD, folder), *self._files(UNFINISHED, folder)):
+                _delete(file)
+            with suppress(OSError):  # somebody put something else into it
+                folder.rmdir()
 
     def has_room(self, size: int) -> bool:
         """Whether so many bytes may be kept, if need be in place of all that is there."""
         folder = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
-        there = sum(file.stat().st_size for file in self.folder.glob("*/*.safetensors"))
+        there = sum(size for _, size, _ in self._shards())
         return size <= min(self.limit, (shutil.disk_usage(folder).free + there) // 2)
 
     def _make_room(self, size: int) -> bool:
         """Delete the shards that were not used for longest, until so much more may be kept."""
         now = time.time()
-        shards = []
-        for file in self.folder.glob("*/*"):
-            try:
-                status = file.stat()
-            except OSError:  # another process was faster
-                continue
-            if file.suffix == ".safetensors":
-                shards.append((status.st_mtime, status.st_size, file))
-            elif _is_ours(file) and now - status.st_mtime > ABANDONED:
-                file.unlink(missing_ok=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        for folder in self._folders():
+            for file in self._files(UNFINISHED, folder):
+                with suppress(OSError):  # another process was faster
+                    if now - file.stat().st_mtime > ABANDONED:
+                        file.unlink()
+        shards = self._shards()
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         total = sum(s for _, s, _ in shards) + size
         limit = min(self.limit, (shutil.disk_usage(self.folder).free + total - size) // 2)
         if size > limit:
@@ -175,9 +188,26 @@ class Cache:
         for _, freed, file in sorted(shards):
             if total <= limit:
                 break
-            file.unlink(missing_ok=True)
+            _delete(file)
             total -= freed
         return True
+
+    def _folders(self) -> list[Path]:
+        """The folders of each kind."""
+        return sorted(path for path in self.folder.glob("*") if FOLDER.fullmatch(path.name) and path.is_dir())
+
+    def _files(self, form: re.Pattern[str], folder: Path) -> list[Path]:
+        return sorted(path for path in folder.glob("*") if form.fullmatch(path.name))
+
+    def _shards(self) -> list[tuple[float, int, Path]]:
+        """When each shard was last used, its bytes, and where it is."""
+        found = []
+        for folder in self._folders():
+            for file in self._files(SHARD, folder):
+                with suppress(OSError):  # another process was faster
+                    status = file.stat()
+                    found.append((status.st_mtime, status.st_size, file))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +216,10 @@ class Shard:
 
     file: Path
     about: dict[str, str]
-    arrays: Mapping[str, np.ndarray]  # digests, starts, and for each layer [points, dim]
+    sums: Any  # the checksum of each array, as it was written
+    digests: np.ndarray  # of each sequence
+    starts: np.ndarray  # where each sequence's points begin and the last one's end
+    layers: Mapping[int, np.ndarray]  # for each layer [points, dim]
 
     @classmethod
     def open(cls, file: Path) -> "Shard | None":
@@ -204,33 +237,34 @@ class Shard:
                 ).view(np.ndarray)  # whose slices cost less
                 for name, x in header.items()
             }
-        except (OSError, ValueError, KeyError, TypeError):
+            digests, starts = arrays.pop("digests"), arrays.pop("starts")
+            layers = {int(name.removeprefix("layer.")): rows for name, rows in arrays.items()}
+            sums = json.loads(about["checksums"])
+            known = {name: str(about[name]) for name in ("encoder", "sha256", "pool", "precision")}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):  # of a damaged header
             return None
-        return cls(file=file, about=about, arrays=arrays) if {"digests", "starts"} <= arrays.keys() else None
-
-    @property
-    def layers(self) -> dict[int, np.ndarray]:
-        """The vectors of each layer."""
-        return {int(n.removeprefix("layer.")): array for n, array in self.arrays.items() if n.startswith("layer.")}
+        return cls(file=file, about=known, sums=sums, digests=digests, starts=starts, layers=layers)
 
     def keys(self) -> list[bytes]:
         """The digest of each sequence."""
-        digests = self.arrays["digests"].tobytes()
+        digests = self.digests.tobytes()
         return [digests[start : start + DIGEST] for start in range(0, len(digests), DIGEST)]
 
     def is_whole(self) -> bool:
         """Whether every number is the one that was written."""
-        return json.loads(self.about["checksums"]) == {name: _checksum(array) for name, array in self.arrays.items()}
+        arrays = {"digests": self.digests, "starts": self.starts}
+        arrays |= {f"layer.{layer}": rows for layer, rows in self.layers.items()}
+        return self.sums == {name: _checksum(array) for name, array in arrays.items()}
 
 
 _DTYPES = {"F32": np.float32, "U8": np.uint8, "I64": np.int64}
 
 
 class Collector:
-    """Vectors on their way to a cache, written a shard at a time."""
+    """Vectors on their way to a cache, written a shard at a time; if that fails it is said, and work goes on."""
 
-    def __init__(self, cache: Cache | None, kind: Kind | None, encoder: str, layers: Sequence[int]):
-        self.cache, self.kind, self.encoder, self.layers = cache, kind, encoder, layers
+    def __init__(self, cache: Cache | None, kind: Kind | None, encoder: str, layers: Sequence[int], watch: Watcher):
+        self.cache, self.kind, self.encoder, self.layers, self.watch = cache, kind, encoder, layers, watch
         self._sequences: list[str] = []
         self._vectors: list[Vectors] = []
         self._bytes = 0
@@ -248,8 +282,12 @@ class Collector:
 
     def flush(self) -> None:
         """Write what there is."""
-        if self.cache is not None and self.kind is not None:
-            self.cache.write(self.kind, self.encoder, self.layers, self._sequences, self._vectors)
+        if self.cache is not None and self.kind is not None and self.cache.is_writable:
+            try:
+                self.cache.write(self.kind, self.encoder, self.layers, self._sequences, self._vectors)
+            except OSError as error:
+                self.watch(Notice(UNWRITABLE.format(self.cache.folder, error.strerror or error)))
+                self.cache.is_writable = False
         self._sequences, self._vectors, self._bytes = [], [], 0
         self._since = time.monotonic()
 
@@ -265,7 +303,7 @@ def cache_at(name: str | None) -> Cache | None:
     It holds $ESMTUNE_CACHE_GB of 2**30 bytes at most, 20 if that is not set, and half of what the disk has free.
 
     Raises:
-        ValueError: if $ESMTUNE_CACHE_GB is no number.
+        ValueError: if $ESMTUNE_CACHE_GB is no number, or a file has the name of the folder.
     """
     name = name or os.environ.get("ESMTUNE_CACHE")
     if name == "none":
@@ -274,9 +312,14 @@ def cache_at(name: str | None) -> Cache | None:
     try:
         limit = int(float(size) * 2**30)
     except (ValueError, OverflowError):
-        raise ValueError(f"ESMTUNE_CACHE_GB is {size!r}, expected a number.") from None
+        limit = -1
+    if limit < 0:
+        raise ValueError(f"ESMTUNE_CACHE_GB is {size!r}, expected a number, 0 or more.")
     usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esmtune"
-    return Cache(Path(name) if name else usual, limit)
+    folder = Path(name) if name else usual
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"the cache {folder} is a file, expected a folder: name another, or none.")
+    return Cache(folder, limit)
 
 
 def _checksum(array: np.ndarray) -> str:
@@ -288,5 +331,6 @@ def _touch(file: Path) -> None:
         os.utime(file)
 
 
-def _is_ours(file: Path) -> bool:
-    return file.suffix == ".safetensors" or (file.suffix == ".tmp" and ".safetensors." in file.name)
+def _delete(file: Path) -> None:
+    with suppress(OSError):  # gone, or not ours to delete
+        file.unlink()

@@ -65,7 +65,7 @@ def embed_sequences(
     for sequence, arrays in zip(places, kept, strict=True):
         if arrays is not None:
             put(sequence, arrays)
-    collector = Collector(cache, kind, name, wanted)
+    collector = Collector(cache, kind, name, wanted, watch)
     firsts = [found[0] for found in places.values()]
     missing = [first for first, arrays in zip(firsts, kept, strict=True) if arrays is None]
     done = len(sequences) - sum(len(places[sequences[first]]) for first in missing)

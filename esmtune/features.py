@@ -18,6 +18,10 @@ from esmtune.events import Notice, Progress, Watcher
 from esmtune.heads import Head
 from esmtune.predictor import Predictor
 
+UNSTREAMED = (
+    "features that do not fit into memory cannot be written to the cache, from which they were to be read. Give it "
+    "another place (--cache FOLDER), or compute them in each epoch (--cache none)."
+)
 SHARE_OF_MEMORY = 0.4  # of what the machine has, which features may take
 
 # Of each sequence [points, channels], all layers side by side, or each layer's, mapped from the files of a cache.
@@ -67,7 +71,7 @@ class Features:
             if self.cache
             else None
         )
-        collector = Collector(self.cache, kind, spec.encoder.name, spec.layers)
+        collector = Collector(self.cache, kind, spec.encoder.name, spec.layers, self.watch)
         self._take(new, kind)
         missing = [number for number, sequence in enumerate(new) if sequence not in self._kept]
         batches = remaining(range(len(new)), missing, [len(sequence) for sequence in new], self.budget)
@@ -82,6 +86,8 @@ class Features:
             self._kept |= {name: (row,) for name, row in zip(names, rows.values(), strict=True)}
             if not self.fits:  # then they are read from where they were just written
                 collector.flush()
+                if self.cache is not None and not self.cache.is_writable:
+                    raise OSError(UNSTREAMED)
                 self._take(names, kind)
         collector.flush()
 

@@ -1,6 +1,6 @@
 """What passes through the network for each record, and what comes back, over all processes together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,6 +18,8 @@ from esmtune.masking import masked
 from esmtune.pooling import Pooled
 from esmtune.predictor import Predictor
 from esmtune.records import Record
+
+MEASURED_BYTES = 128 << 20  # of features that are looked at at once, beside those that are kept
 
 
 class Inputs:
@@ -105,6 +107,28 @@ class Inputs:
             )
         seeds = torch.zeros(len(indices), dtype=torch.long)
         return self.predictor.head.pooled(features, lengths, seeds).to(self.fabric.device)
+
+    def measurable(self, indices: Sequence[int]) -> list[int]:
+        """The first of some records, no more than what may be looked at at once."""
+        return next(self._measured(indices), [])
+
+    def vectors(self, indices: Sequence[int], stage: str) -> Float[Tensor, "indices dim"]:
+        """What the head sees of records, standardized; of residues the mean."""
+        parts = [self.predictor.vectors(self.pooled(part, stage)) for part in self._measured(indices)]
+        return torch.cat(parts) if parts else torch.empty(0, self.predictor.features_dim, device=self.fabric.device)
+
+    def _measured(self, indices: Sequence[int]) -> Iterator[list[int]]:
+        """Records in parts whose features may be looked at at once; a single one may always."""
+        every, part, size = self.predictor.head.sees_residues, list[int](), 0
+        for index in indices:
+            more = 4 * self.predictor.features_dim * (self.lengths[index] if every else 1)
+            if part and size + more > MEASURED_BYTES:
+                yield part
+                part, size = [], 0
+            part.append(index)
+            size += more
+        if part:
+            yield part
 
     def outputs(self, indices: Sequence[int], stage: str) -> Float[Tensor, "points outputs"]:
         """What the network gives for the points of records, in evaluation mode, on the CPU."""

@@ -41,8 +41,8 @@ def set_up(
     is_new = begin is None and not predictor.is_standardized
     drifts = not inputs.is_frozen and not head.sees_residues
     order = _shuffled(train, config.seed)
-    picked, seen = order[:STATISTICS_SAMPLE], None
-    sample = train if inputs.is_kept or head.is_solved else picked
+    picked, seen = inputs.measurable(order[:STATISTICS_SAMPLE]), None
+    sample = train if head.is_solved else sorted(inputs.measurable(order)) if inputs.is_kept else picked
     if head.standardizes and (is_new or drifts):
         seen = inputs.pooled(sample, "measuring")
         if is_new:
@@ -86,7 +86,7 @@ def _prober(predictor: Predictor, inputs: Inputs, train: list[int], sample: list
     def probe(wanted: Sequence[int]) -> Probe | None:
         records = [train[point] for point in wanted]
         if seen is None:
-            return Probe.of(predictor.vectors(inputs.pooled(records, "measuring")).numpy(force=True))
+            return Probe.of(inputs.vectors(records, "measuring").numpy(force=True))
         return Probe.of(predictor.vectors(seen).numpy(force=True)[[row_of[record] for record in records]])
 
     return probe

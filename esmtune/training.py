@@ -164,7 +164,7 @@ def _references(inputs: Inputs, train: list[int], config: TrainConfig) -> Refere
     chosen = sampled(sequences, predictor.features_dim, config.seed, most=config.references)
     if not chosen or not predictor.head.standardizes:
         return None
-    vectors = predictor.vectors(inputs.pooled([train[place] for place in chosen], "measuring"))
+    vectors = inputs.vectors([train[place] for place in chosen], "measuring")
     return References.of(vectors.detach().cpu(), sequences)
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import threading
 import time
 
 import numpy as np
@@ -80,6 +79,26 @@ def test_an_encoder_is_known_by_every_weight_and_not_by_its_name():
     assert kind_of(one, "mean", "float32") != kind_of(other, "mean", "float32")
 
 
+def test_a_flipped_bit_anywhere_is_told_from_what_was_written(cache):
+    given = [vectors(sequence, 1) for sequence in TEN]
+    cache.write(KIND, "tiny", (2,), TEN, given)
+    (file,) = cache.folder.glob("*/*.safetensors")
+    content = file.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    draw = np.random.default_rng(0)
+    places = [*range(0, header, 3), *draw.integers(header, len(content), 100)]
+    lost = 0
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(draw.integers(8))
+        file.write_bytes(damaged)
+        cache.contents()
+        found = cache.read(KIND, (2,), TEN)
+        lost += None in found
+        assert all(x is None or np.array_equal(x[0], g[0]) for x, g in zip(found, given, strict=True))
+    assert lost > len(places) / 2  # names of encoders and the like may be wrong, numbers not
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "no shard"])
 def test_a_damaged_shard_is_not_believed(cache, damage):
     cache.write(KIND, "tiny", (2,), TEN, [vectors(sequence, 1) for sequence in TEN])
@@ -109,23 +128,50 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path):
     assert cache.read(KIND, (2,), TEN[:1])[0] is not None
 
 
-def test_two_writers_at_once_lose_nothing(cache):
-    given = {sequence: vectors(sequence, 1) for sequence in TEN}
+BOTH = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from esmtune.cache import Cache, Kind
+from tests.conftest import TEN
+from tests.test_cache import vectors
+cache, kind = Cache(Path(sys.argv[1])), Kind(**json.loads(sys.argv[2]))
+given = {sequence: vectors(sequence, 1) for sequence in TEN}
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(5):
+    for sequence in TEN[int(sys.argv[3]) : int(sys.argv[4])]:
+        cache.write(kind, "tiny", (2,), [sequence], [given[sequence]])
+        for name, found in zip(TEN, cache.read(kind, (2,), TEN)):
+            assert found is None or np.array_equal(found[0], given[name][0])
+"""
 
-    def write():
-        for _ in range(2):
-            for sequence in TEN[:5]:
-                cache.write(KIND, "tiny", (2,), [sequence], [given[sequence]])
-                assert all(x is None or np.array_equal(x[0], given[s][0])
-                           for s, x in zip(TEN, cache.read(KIND, (2,), TEN), strict=True))  # fmt: skip
 
-    threads = [threading.Thread(target=write) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    found = cache.read(KIND, (2,), TEN[:5])
-    assert all(x is not None and np.array_equal(x[0], given[s][0]) for s, x in zip(TEN[:5], found, strict=True))
+def test_two_processes_that_write_at_once_lose_nothing(cache):
+    import subprocess
+    import sys
+
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", BOTH, cache.folder, json.dumps(vars(KIND)), first, last],
+            env={**os.environ, "PYTHONPATH": os.getcwd()}, **pipes,
+        )
+        for first, last in (("0", "7"), ("3", "10"))
+    ]  # fmt: skip
+    for writer in both:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    for writer in both:
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in both:
+        _, said = writer.communicate(timeout=60)
+        assert writer.returncode == 0, said
+    for sequence, found in zip(TEN, cache.read(KIND, (2,), TEN), strict=True):
+        assert found is not None
+        assert np.array_equal(found[0], vectors(sequence, 1)[0])
 
 
 WRITER = """
@@ -319,6 +365,10 @@ def test_the_shell_shows_and_clears_it(shell, tiny, tmp_path, monkeypatch):
     esmtune.train(ROWS, encoder=str(tiny), **OPTIONS)
     (tmp_path / "cache" / "mine").mkdir()
     (tmp_path / "cache" / "mine" / "thesis.txt").write_text("mine")
+    (tmp_path / "cache" / "mine" / "model.safetensors").write_text("mine too")
+    (tmp_path / "cache" / "empty").mkdir()
+    (kind,) = (path for path in (tmp_path / "cache").iterdir() if path.name not in ("mine", "empty"))
+    (kind / "model.safetensors").write_text("laid there")
     answer = shell("cache")
     assert answer.code == 0
     assert "tiny" in answer.out
@@ -327,6 +377,9 @@ def test_the_shell_shows_and_clears_it(shell, tiny, tmp_path, monkeypatch):
     assert answer.code == 0
     assert "nothing" in shell("cache").out
     assert (tmp_path / "cache" / "mine" / "thesis.txt").read_text() == "mine"
+    assert (tmp_path / "cache" / "mine" / "model.safetensors").read_text() == "mine too"
+    assert (tmp_path / "cache" / "empty").is_dir()
+    assert [file.name for file in kind.iterdir()] == ["model.safetensors"]
 
 
 def test_the_folder_and_its_size_come_from_the_environment(tmp_path, monkeypatch):
@@ -336,9 +389,52 @@ def test_the_folder_and_its_size_come_from_the_environment(tmp_path, monkeypatch
     assert cache is not None
     assert (cache.folder, cache.limit) == (tmp_path, 2**29)
     assert cache_at("none") is None
-    monkeypatch.setenv("ESMTUNE_CACHE_GB", "plenty")
-    with pytest.raises(ValueError, match="ESMTUNE_CACHE_GB is 'plenty', expected a number"):
-        cache_at(None)
+    for wrong in ("plenty", "-3", "nan", "inf"):
+        monkeypatch.setenv("ESMTUNE_CACHE_GB", wrong)
+        with pytest.raises(ValueError, match=f"ESMTUNE_CACHE_GB is '{wrong}', expected a number, 0 or more"):
+            cache_at(None)
+    monkeypatch.delenv("ESMTUNE_CACHE_GB")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file is a file, expected a folder"):
+        cache_at(str(tmp_path / "file"))
+
+
+def test_files_of_others_are_neither_counted_nor_replaced(tmp_path):
+    cache = Cache(tmp_path, limit=3000)
+    tmp_path.chmod(0o755)
+    (tmp_path / "mine").mkdir()
+    foreign = [tmp_path / "mine" / "model.safetensors", tmp_path / "mine" / "a.safetensors.tmp"]
+    for file in foreign:
+        file.write_bytes(bytes(5000))
+        os.utime(file, (0, 0))
+    for length in range(1, 9):
+        cache.write(KIND, "tiny", (2,), ["A" * length], [vectors("A" * length, 1)])
+        assert None not in cache.read(KIND, (2,), ["A" * length])
+    assert cache.read(KIND, (2,), ["A"]) == [None]  # its own made room
+    assert all(file.stat().st_size == 5000 for file in foreign)
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / KIND.name).stat().st_mode & 0o077 == 0
+
+
+def _unwritable(*_):
+    raise OSError(30, "Read-only file system")
+
+
+def test_a_cache_that_cannot_be_written_costs_no_run(tiny, tmp_path, monkeypatch, counted):
+    options = OPTIONS | {"encoder": str(tiny), "cache": str(tmp_path)}
+    whole = esmtune.train(ROWS, **options | {"cache": "none"})
+    monkeypatch.setattr("esmtune.cache.whole_file", _unwritable)
+    run = esmtune.train(ROWS, **options)
+    (said,) = (notice for notice in run.notices if notice.startswith("CACHE"))
+    assert str(tmp_path) in said
+    assert "Read-only file system" in said
+    assert run.history == whole.history
+    heard = []
+    esmtune.embed(str(tiny), list(TEN), cache=str(tmp_path), watch=heard.append)
+    assert any("Read-only" in getattr(event, "text", "") for event in heard)
+    monkeypatch.setattr(features, "SHARE_OF_MEMORY", 0.0)
+    with pytest.raises(OSError, match="cannot be written to the cache, from which they were to be read"):
+        esmtune.train(ROWS, **options)
 
 
 def test_nobody_else_reads_it(cache):

@@ -43,7 +43,8 @@ def test_the_curve_goes_through_the_normal_scores_of_the_labels(labels):
 
 
 def test_labels_come_back_from_their_scores():
-    labels = DRAWN.exponential(size=500)
+    draw = np.random.default_rng(0)
+    labels = draw.exponential(size=500)
     heights = curve(labels)
     asked = np.linspace(-3.0, 2 * labels.max(), 200)  # also below and above all that were seen
     back = labels_at(torch.from_numpy(scores_of(asked, heights)), heights).numpy()
@@ -117,7 +118,8 @@ def decided(task, x, labels, points=None):
 
 
 def test_the_scale_is_that_from_which_unseen_labels_are_predicted():
-    x = DRAWN.normal(size=(300, 4))
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(300, 4))
     known = x @ [1.0, -2.0, 0.5, 0.0]
     for labels, expected in ((known, "linear"), (np.exp(known), "normal"), (np.exp(known[:19]), "linear")):
         task = Regression.fit(labels.tolist(), ranking_weight=3.0, scale="auto")
@@ -138,9 +140,10 @@ def test_the_scale_is_that_from_which_unseen_labels_are_predicted():
 
 
 def test_a_sample_decides_and_all_labels_make_the_scale():
-    x = DRAWN.normal(size=(400, 2))
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(400, 2))
     labels = np.exp(1.2 * x[:, 0]).tolist()
-    places = DRAWN.permutation(400)[:250].tolist()
+    places = draw.permutation(400)[:250].tolist()
     for task in (Regression.fit(labels, scale="auto"), Regression.fit(x[:, 0].tolist(), scale="auto")):
         own = labels if task.center > 1 else x[:, 0].tolist()
         found, _ = decided(task, x[places], own, places)
@@ -150,10 +153,11 @@ def test_a_sample_decides_and_all_labels_make_the_scale():
 
 @pytest.mark.parametrize("x", [np.zeros((60, 3)), np.full((60, 3), np.nan)], ids=["constant", "no numbers"])
 def test_features_that_say_nothing_leave_labels_as_they_are(x):
-    labels = DRAWN.exponential(size=60).tolist()
+    draw = np.random.default_rng(0)
+    labels = draw.exponential(size=60).tolist()
     assert decided(Regression.fit(labels, scale="auto"), x, labels) == (Regression.fit(labels), "")
     bounded = [*[10.0] * 30, *[Censored(20.0, ">")] * 30]
-    found, _ = decided(Regression.fit(bounded, scale="auto"), DRAWN.normal(size=(60, 3)), bounded)
+    found, _ = decided(Regression.fit(bounded, scale="auto"), draw.normal(size=(60, 3)), bounded)
     assert found.scale == "linear"
 
 
