@@ -121,18 +121,16 @@ def test_the_scale_is_that_from_which_unseen_labels_are_predicted():
     draw = np.random.default_rng(0)
     x = draw.normal(size=(300, 4))
     known = x @ [1.0, -2.0, 0.5, 0.0]
-    for labels, expected in ((known, "linear"), (np.exp(known), "normal"), (np.exp(known[:19]), "linear")):
+    for labels, expected in ((known, "linear"), (np.exp(known / 2), "normal"), (np.exp(known[:19]), "linear")):
         task = Regression.fit(labels.tolist(), ranking_weight=3.0, scale="auto")
         found, why = decided(task, x, labels.tolist())
         assert isinstance(found, Regression)
         assert (found.scale, bool(found.knots), found.ranking_weight) == (expected, expected == "normal", 3.0)
         assert ("normal scores" in why) == (expected == "normal")
-        assert decided(found, None, labels.tolist()) == (
-            found,
-            "",
-        )  # decided is decided, and features are not asked for
-    both = Multitask.of([("a", Regression.fit(np.exp(known).tolist(), scale="auto")), ("b", Binary.fit(["x", "y"]))])
-    pairs = [(value, "xy"[place % 2]) for place, value in enumerate(np.exp(known).tolist())]
+        # Decided is decided, and features are not asked for.
+        assert decided(found, None, labels.tolist()) == (found, "")
+    both = Multitask.of([("a", Regression.fit(np.exp(known / 2).tolist(), scale="auto")), ("b", Binary.fit(["x", "y"]))])
+    pairs = [(value, "xy"[place % 2]) for place, value in enumerate(np.exp(known / 2).tolist())]
     found, why = decided(both, x, [*pairs[:-1], None])
     assert isinstance(found, Multitask)
     assert [getattr(part, "scale", None) for part in found.tasks] == ["normal", None]
