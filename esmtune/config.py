@@ -16,7 +16,7 @@ Replicates = Literal["keep", "mean"]
 Scaling = Literal["none", "temperature", "isotonic"]
 ScheduleShape = Literal["cosine", "linear", "constant"]
 
-EDITION = 5  # one more whenever trainings come to go otherwise, for then none of before can go on
+EDITION = 6  # one more whenever trainings come to go otherwise, for then none of before can go on
 DEFAULT_ENCODER = "esm2_t6_8M_UR50D"
 DEFAULT_HEAD = "mlp"
 DEFAULT_TUNING = "frozen"

@@ -23,6 +23,7 @@ UNSTREAMED = (
     "another place (--cache FOLDER), or compute them in each epoch (--cache none)."
 )
 SHARE_OF_MEMORY = 0.4  # of what the machine has, which features may take
+MEASURED_BYTES = 128 << 20  # of features that are looked at at once, beside those that are kept
 
 # Of each sequence [points, channels], all layers side by side, or each layer's, mapped from the files of a cache.
 Kept = dict[str, tuple[Tensor, ...]]
@@ -47,8 +48,8 @@ class Features:
         self.budget = Budget(tokens=config.tokens_per_batch or TOKENS_PER_BATCH, sequences=config.micro_batch_size)
         self.cache = cache_at(config.cache) if type(predictor.head).pool is Head.pool else None
         self._kept = kept
-        size = sum(map(self._bytes, set(sequences)))
-        self.fits = size <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * SHARE_OF_MEMORY
+        size = sum(size_of(predictor, sequence) for sequence in set(sequences))
+        self.fits = fits_in_memory(size)
         is_streamed = self.cache is not None and self.cache.has_room(size) and fabric.world_size == 1
         self.is_possible = self.fits or is_streamed
         if not self.fits:
@@ -102,7 +103,7 @@ class Features:
                 continue
             layers = tuple(map(torch.from_numpy, arrays or ()))
             if self.fits:
-                empty = torch.zeros(self._points(sequence), self.predictor.features_dim)
+                empty = torch.zeros(points_of(self.predictor, sequence), self.predictor.features_dim)
                 layers = (sum_over_processes(self.fabric, torch.cat(layers, dim=1) if layers else empty),)
             self._kept[sequence] = layers
 
@@ -113,7 +114,7 @@ class Features:
             tokens = Tokens.of([sequences[number] for number in batch]).to(self.fabric.device)
             return self.predictor.pooled(tokens).features
 
-        counts = {number: self._points(sequences[number]) for batch in batches for number in batch}
+        counts = {number: points_of(self.predictor, sequences[number]) for batch in batches for number in batch}
         tell = progress(self.watch, stage, len(sequences), done)
         return gathered(self.fabric, self.predictor, batches, counts, self.predictor.features_dim, compute, tell)
 
@@ -122,7 +123,7 @@ class Features:
         part, size = [], 0
         for batch in batches:
             part.append(batch)
-            size += sum(self._bytes(sequences[number]) for number in batch)
+            size += sum(size_of(self.predictor, sequences[number]) for number in batch)
             is_full = len(part) == self.fabric.world_size if self.fits else size >= SHARD_BYTES
             if is_full:
                 yield part
@@ -130,12 +131,20 @@ class Features:
         if part:
             yield part
 
-    def _points(self, sequence: str) -> int:
-        """A head may look at all residues, whatever the level of what it says."""
-        return len(sequence) if self.predictor.head.sees_residues else 1
 
-    def _bytes(self, sequence: str) -> int:
-        return 4 * self.predictor.features_dim * self._points(sequence)
+def points_of(predictor: Predictor, sequence: str) -> int:
+    """How many vectors a head sees of a sequence; it may look at all residues, whatever the level of what it says."""
+    return len(sequence) if predictor.head.sees_residues else 1
+
+
+def size_of(predictor: Predictor, sequence: str) -> int:
+    """Bytes of the features of one sequence."""
+    return 4 * predictor.features_dim * points_of(predictor, sequence)
+
+
+def fits_in_memory(size: int) -> bool:
+    """Whether features of so many bytes are kept in memory; what this machine has decides, not what is free now."""
+    return size <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * SHARE_OF_MEMORY
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """What a pass through the network and a training will hold in memory, told from shapes before anything runs."""
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,43 +25,47 @@ COPIES = 4  # of each weight that moves: AdamW's two, the best, and a gradient o
 
 
 @dataclass(frozen=True, kw_only=True)
+class Most:
+    """Tokens that ever pass at once, whatever the budget allows: there are no more, or no more in a step."""
+
+    longest: int = 0  # of the longest sequence, which is a pass of its own where it is beyond the budget
+    learning: int | float = math.inf  # of the longest sequences that one step can have
+    evaluating: int | float = math.inf  # of the longest that are let through at once without a gradient
+
+
+@dataclass(frozen=True, kw_only=True)
 class Footprint:
     """Bytes held at the peak of a training or a prediction, beside the process itself, by what holds them.
 
-    >>> Footprint(weights=100, copies=50, kept=3.0, passing=2.0, fixed=10, features=0).peak(20)
-    260
+    >>> found = Footprint(weights=100, copies=50, kept=3.0, learning=2.0, evaluating=1.0, fixed=10, features=0)
+    >>> found.peak(20), found.peak(20, Most(learning=10)), found.peak(20, Most(learning=2))
+    (260, 210, 180)
     """
 
     weights: int | float  # of the predictor, each once
     copies: int | float  # of weights that move: gradients, the optimizer's, the best, the average, what they were
     kept: int | float  # a token: by all layers, for the gradient
-    passing: int | float  # a token: by the layer at work, and what the head sees
+    learning: int | float  # a token: by the layer at work, and what the head sees, where a gradient is wanted
+    evaluating: int | float  # the same without one
     fixed: int | float  # kept for the gradient whatever the number of tokens
-    features: int | float  # of a frozen encoder, of all sequences
+    features: int | float  # of a frozen encoder: those in memory, and those that are looked at
     has_reference: bool = False  # whether one more sequence passes with each batch, to see what all drift by
 
-    def peak(self, tokens: int, longest: int = 0) -> int:
+    def peak(self, tokens: int, most: Most = Most()) -> int:
         """The sum, for passes of at most so many tokens, or of the longest sequence."""
-        most = max(tokens, longest) + (longest if self.has_reference else 0)
-        return round(self.weights + self.copies + self.fixed + self.features + (self.kept + self.passing) * most)
-
-    def deeper(self, other: "Footprint", share: float) -> "Footprint":
-        """On from this one to `other`, and further: everything is linear in the number of layers."""
-        values = {
-            f.name: getattr(self, f.name) + share * (getattr(other, f.name) - getattr(self, f.name))
-            for f in fields(self)
-            if f.name != "has_reference"
-        }
-        return Footprint(**values, has_reference=other.has_reference)
+        beside = most.longest if self.has_reference else 0
+        learning = max(min(tokens, most.learning), most.longest) + beside
+        evaluating = max(min(tokens, most.evaluating), most.longest) + beside
+        passing = max((self.kept + self.learning) * learning, self.evaluating * evaluating)
+        return round(self.weights + self.copies + self.fixed + self.features + passing)
 
 
 def footprint_of_passing(encoder: ESM2, layers: int) -> Footprint:
     """What embedding or predicting holds, for a head that sees so many layers side by side."""
     dim = encoder.config.embed_dim
     weights = sum(weight.numel() * weight.element_size() for weight in encoder.parameters())
-    return Footprint(
-        weights=weights, copies=0, kept=0.0, passing=4.0 * dim * (PASSING + 3 * layers), fixed=0, features=0
-    )
+    passing = 4.0 * dim * (PASSING + 3 * layers)
+    return Footprint(weights=weights, copies=0, kept=0.0, learning=passing, evaluating=passing, fixed=0, features=0)
 
 
 def footprint_of_training(
@@ -68,7 +73,7 @@ def footprint_of_training(
 ) -> Footprint:
     """What training a composed predictor holds; what its layers keep for the gradient is counted in one of them.
 
-    `features` is the bytes of what is kept of a frozen encoder; `gives_back`, whether freed memory leaves at once.
+    `features` is the bytes of what a frozen encoder made; `gives_back`, whether freed memory leaves at once.
     """
     encoder, dim = predictor.encoder, predictor.encoder.config.embed_dim
     passing = footprint_of_passing(encoder, len(predictor.spec.layers))
@@ -89,7 +94,8 @@ def footprint_of_training(
         weights=passing.weights + _size(list(predictor.head.parameters())),
         copies=moving * (COPIES + averages) + twice,
         kept=spread * kept,
-        passing=passing.passing + (4.0 * dim * (LEARNING - PASSING) if learning else 0.0),
+        learning=passing.learning + (4.0 * dim * (LEARNING - PASSING) if learning else 0.0),
+        evaluating=passing.evaluating,
         fixed=fixed,
         features=features,
         has_reference=bool(learning) and not predictor.head.sees_residues,

@@ -13,13 +13,11 @@ from esmtune.batching import SPECIALS, Budget, by_length
 from esmtune.config import TOKENS_PER_BATCH, TrainConfig
 from esmtune.esm2 import Tokens
 from esmtune.events import Watcher
-from esmtune.features import Features, Kept, gathered, progress
+from esmtune.features import MEASURED_BYTES, Features, Kept, gathered, progress, size_of
 from esmtune.masking import masked
 from esmtune.pooling import Pooled
 from esmtune.predictor import Predictor
 from esmtune.records import Record
-
-MEASURED_BYTES = 128 << 20  # of features that are looked at at once, beside those that are kept
 
 
 class Inputs:
@@ -119,9 +117,9 @@ class Inputs:
 
     def _measured(self, indices: Sequence[int]) -> Iterator[list[int]]:
         """Records in parts whose features may be looked at at once; a single one may always."""
-        every, part, size = self.predictor.head.sees_residues, list[int](), 0
+        part, size = list[int](), 0
         for index in indices:
-            more = 4 * self.predictor.features_dim * (self.lengths[index] if every else 1)
+            more = size_of(self.predictor, self.sequences[index])
             if part and size + more > MEASURED_BYTES:
                 yield part
                 part, size = [], 0

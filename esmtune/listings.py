@@ -102,8 +102,8 @@ def print_plan(found: "Plan") -> None:
         results.print(f"In all, on this machine as it is now: {_between(*found.seconds)}")
         results.print(found.command, soft_wrap=True, markup=False)
     for advice in found.advice:
-        memory = "" if advice.peak is None else f", about {advice.peak / GIB:,.1f} GiB"
-        results.print(f"Fits: {advice.text}{memory}\n  {advice.command}", soft_wrap=True, markup=False)
+        memory = f"about {advice.peak / GIB:,.1f} GiB"
+        results.print(f"Fits: {advice.text}, {memory}\n  {advice.command}", soft_wrap=True, markup=False)
     if not found.fits and not found.advice:
         results.print("Nothing smaller fits either: free some memory, or cut long sequences (--max-length).")
 

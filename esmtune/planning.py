@@ -20,14 +20,14 @@ from esmtune.config import TrainConfig
 from esmtune.curation import curate_training
 from esmtune.devices import choose_device, evaluating
 from esmtune.embedding import kind_of
-from esmtune.esm2 import OFFICIAL, RANDOM, Tokens
+from esmtune.esm2 import OFFICIAL, RANDOM, ESM2Config, Tokens
 from esmtune.events import Watcher, silent
 from esmtune.fitting import configured
 from esmtune.footprint import footprint_of_passing
 from esmtune.heads import Head
 from esmtune.members import Member, decided, find_origin, members_of
 from esmtune.predictor import Predictor
-from esmtune.provisions import Provision, provision_of, room_for
+from esmtune.provisions import Provision, provision_of
 from esmtune.writers import check_out, write_json
 
 TIMED = 3  # times that a step is timed, after one that warms up
@@ -50,7 +50,7 @@ class Advice:
     """Something else that fits, what it takes at its peak in bytes, and the command."""
 
     text: str
-    peak: int | None
+    peak: int
     command: str
 
 
@@ -281,11 +281,25 @@ def _advised(
                 peak=chosen.peak + held,
                 command=_command(data, {**options, "tuning": tuning}),
             )
-    room = room_for(footprint_of_passing(origin.encoder, 0).weights, choose_device(config.accelerator))
-    size = sum(weight.numel() for weight in origin.encoder.parameters())
-    smaller = [
-        name for name, shape in OFFICIAL.items() if 24 * shape.num_layers * shape.embed_dim**2 < min(room, 6 * size)
-    ]
-    if smaller and not origin.source.name.startswith(RANDOM):
-        best = max(smaller, key=lambda name: OFFICIAL[name].num_layers * OFFICIAL[name].embed_dim ** 2)
-        yield Advice(text="a smaller encoder", peak=None, command=_command(data, {**options, "encoder": best}))
+    if config.init:
+        return  # which brings its own encoder
+    on_cpu = choose_device(config.accelerator) == "cpu"
+    loaded = footprint_of_passing(origin.encoder, 0).weights if on_cpu else 0  # that would not be there
+    for name in _smaller(origin.encoder.config):
+        other = replace(member.config, encoder=f"{RANDOM}{name}")  # of the same shape, which is all that is asked
+        try:
+            _, chosen = _provided(other, replace(member, config=other), find_origin(other, member.data, silent))
+        except ValueError:  # it has fewer layers than were asked for
+            continue
+        if chosen.peak <= chosen.room + loaded:
+            encoder = f"{RANDOM}{name}" if origin.source.is_random else name
+            command = _command(data, {**options, "encoder": encoder})
+            yield Advice(text=f"--encoder {encoder}", peak=chosen.peak + held, command=command)
+            return
+
+
+def _smaller(shape: ESM2Config) -> list[str]:
+    """The official encoders with fewer weights in their layers, the largest first."""
+    sizes = {name: one.num_layers * one.embed_dim**2 for name, one in OFFICIAL.items()}
+    found = [name for name, size in sizes.items() if size < shape.num_layers * shape.embed_dim**2]
+    return sorted(found, key=lambda name: sizes[name], reverse=True)

@@ -10,7 +10,8 @@ from esmtune.config import TOKENS_PER_BATCH, TrainConfig
 from esmtune.devices import choose_device
 from esmtune.esm2 import ESM2
 from esmtune.events import Notice, Watcher
-from esmtune.footprint import Footprint, footprint_of_passing, footprint_of_training
+from esmtune.features import MEASURED_BYTES, fits_in_memory, size_of
+from esmtune.footprint import Footprint, Most, footprint_of_passing, footprint_of_training
 from esmtune.journal import Journal
 from esmtune.memory import GIB, free_memory
 from esmtune.predictor import Predictor
@@ -18,6 +19,7 @@ from esmtune.records import Dataset
 
 SHARE = 0.9  # of free memory that a run may count on
 LEAST_TOKENS = 256
+LOOKED_AT = 3  # times that features which are looked at are in memory, beside themselves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +51,18 @@ class Provision:
         return f"Memory: with {self.room / GIB:,.1f} GiB free, {', '.join(choices)}." if choices else None
 
 
-def tokens_that_fit(footprint: Footprint, room: int | float, longest: int, most: int = TOKENS_PER_BATCH) -> int:
-    """Tokens per pass: `most`, or halved until the peak fits into so many bytes.
+def tokens_that_fit(footprint: Footprint, room: int | float, most: Most) -> int:
+    """Tokens per pass: `TOKENS_PER_BATCH`, or halved until the peak fits into so many bytes.
 
-    More than `most` is no faster on a CPU, so that machines with enough memory all compute alike. A sequence longer
+    More than that is no faster on a CPU, so that machines with enough memory all compute alike. A sequence longer
     than that is a pass of its own, so the longest is always reckoned with.
 
-    >>> few = Footprint(weights=0, copies=0, kept=0.0, passing=1.0, fixed=0, features=0)
-    >>> tokens_that_fit(few, 5000, 100), tokens_that_fit(few, 1100, 100)
+    >>> few = Footprint(weights=0, copies=0, kept=0.0, learning=1.0, evaluating=1.0, fixed=0, features=0)
+    >>> tokens_that_fit(few, 5000, Most(longest=100)), tokens_that_fit(few, 1100, Most(longest=100))
     (4096, 1024)
     """
-    tokens = most
-    while tokens > LEAST_TOKENS and footprint.peak(tokens, longest) > room:
+    tokens = TOKENS_PER_BATCH
+    while tokens > LEAST_TOKENS and footprint.peak(tokens, most) > room:
         tokens //= 2
     return tokens
 
@@ -78,7 +80,7 @@ def tokens_for_passing(
         return given
     footprint = footprint_of_passing(encoder, layers)
     room = room_for(footprint.weights, device)
-    tokens = tokens_that_fit(footprint, room, max(lengths, default=0) + SPECIALS)
+    tokens = tokens_that_fit(footprint, room, Most(longest=max(lengths, default=0) + SPECIALS))
     if tokens < TOKENS_PER_BATCH:
         watch(Notice(f"Memory: with {room / GIB:,.1f} GiB free, passes of at most {tokens:,} tokens."))
     return tokens
@@ -90,9 +92,10 @@ Footprints = dict[tuple[bool, bool], Footprint]  # by whether layers compute twi
 def footprints(predictor: Predictor, config: TrainConfig, sequences: Sequence[str]) -> Footprints:
     """What training a composed predictor on sequences holds, by what may be done to hold less; cheapest first."""
     features = 0
-    if not predictor.rates:  # then what the head sees is computed once, and kept
-        points = len(set(sequences)) if not predictor.head.sees_residues else sum(map(len, set(sequences)))
-        features = 4 * predictor.features_dim * points
+    if not predictor.rates and not predictor.masks:  # then what the head sees is computed once, and kept
+        size = sum(size_of(predictor, sequence) for sequence in set(sequences))
+        # What is looked at is put together, standardized and, by some, sorted.
+        features = (size if fits_in_memory(size) else 0) + LOOKED_AT * min(size, MEASURED_BYTES)
     measure = partial(
         footprint_of_training, predictor, precision=config.precision, averages=bool(config.ema), features=features
     )
@@ -101,19 +104,34 @@ def footprints(predictor: Predictor, config: TrainConfig, sequences: Sequence[st
 
 
 def provision(
-    found: Footprints, room: int | float, longest: int, *, tokens: int | None, recomputes: bool | None
+    found: Footprints, room: int | float, most: Most, *, tokens: int | None, recomputes: bool | None
 ) -> Provision:
     """Choose what was left open, in the order of what it costs: smaller passes, memory given back, computing twice."""
     ways = [way for way in found if recomputes in (None, way[0])] or list(found)[:1]
 
     def made(recomputed: bool, given_back: bool) -> Provision:
         footprint = found[recomputed, given_back]
-        most = tokens or tokens_that_fit(footprint, room, longest)
+        count = tokens or tokens_that_fit(footprint, room, most)
         return Provision(
-            tokens=most, recomputes=recomputed, gives_back=given_back, peak=footprint.peak(most, longest), room=room
+            tokens=count, recomputes=recomputed, gives_back=given_back, peak=footprint.peak(count, most), room=room
         )
 
     return next((choice for way in ways if (choice := made(*way)).fits), made(*ways[-1]))
+
+
+def most_of(config: TrainConfig, data: Dataset) -> Most:
+    """Tokens that ever pass at once in a training of a decided configuration on data."""
+    every, learned = (
+        sorted((len(record.sequence) + SPECIALS for record in data.of(split)), reverse=True)
+        for split in (None, "train")
+    )
+    processes = config.devices * config.num_nodes  # which share the sequences of a step
+    step = sum(learned[: config.global_batch_size])
+    limit = config.micro_batch_size
+    return Most(
+        longest=max(every, default=0), learning=min(-(-step // processes), sum(learned[:limit])),
+        evaluating=sum(every[:limit]),
+    )  # fmt: skip
 
 
 def provision_of(predictor: Predictor, config: TrainConfig, data: Dataset) -> Provision:
@@ -124,7 +142,7 @@ def provision_of(predictor: Predictor, config: TrainConfig, data: Dataset) -> Pr
         room /= config.devices
     sequences = [r.sequence for r in data.of(None)]
     return provision(
-        footprints(predictor, config, sequences), room, max(map(len, sequences), default=0) + SPECIALS,
+        footprints(predictor, config, sequences), room, most_of(config, data),
         tokens=config.tokens_per_batch, recomputes=config.checkpoint_activations,
     )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Running out of memory, simulated: no record is lost, and the numbers are those of a machine that has enough."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from esmtune.curation import curate_training
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, Tokens
 from esmtune.events import silent
+from esmtune.features import MEASURED_BYTES
 from esmtune.fitting import configured
-from esmtune.footprint import Footprint
+from esmtune.footprint import Footprint, Most
 from esmtune.memory import _left_by_limits
-from esmtune.provisions import provision
+from esmtune.provisions import LOOKED_AT, footprints, most_of, provision
 from tests.conftest import TEN, in_new_process, tiny_encoder
 
 ROWS = [(sequence, float(len(sequence) % 7) + number / 10) for number, sequence in enumerate(TEN)]
@@ -191,8 +193,11 @@ def test_layers_that_compute_twice_have_the_same_gradients(tuning):
     assert little < much / 2
 
 
+MOST = Most(longest=100)
+
+
 def footprint(**changed):
-    usual = {"weights": 1000, "copies": 0, "kept": 4.0, "passing": 1.0, "fixed": 0, "features": 0}
+    usual = {"weights": 1000, "copies": 0, "kept": 4.0, "learning": 1.0, "evaluating": 1.0, "fixed": 0, "features": 0}
     return Footprint(**usual | changed)
 
 
@@ -201,7 +206,7 @@ def test_what_is_done_for_memory_goes_by_what_it_costs():
     found = {(False, False): dear, (False, True): back, (True, True): twice}
 
     def chosen(room, **given):
-        made = provision(found, room, 100, **{"tokens": None, "recomputes": None} | given)
+        made = provision(found, room, MOST, **{"tokens": None, "recomputes": None} | given)
         assert made.fits == (made.peak <= room)
         return made.tokens, made.recomputes, made.gives_back
 
@@ -212,8 +217,39 @@ def test_what_is_done_for_memory_goes_by_what_it_costs():
     assert chosen(1000 + 1.5 * 256) == (256, True, True)
     assert chosen(1000 + 1.5 * 256, recomputes=False) == (256, False, True)
     assert chosen(1000 + 5 * 4096, tokens=512) == (512, False, False)
-    assert provision(found, 500, 100, tokens=None, recomputes=None).text.startswith("MEMORY: ")
-    assert provision(found, 1e9, 100, tokens=None, recomputes=None).text is None
+    assert provision(found, 500, MOST, tokens=None, recomputes=None).text.startswith("MEMORY: ")
+    assert provision(found, 1e9, MOST, tokens=None, recomputes=None).text is None
+
+
+def test_a_step_of_few_sequences_is_no_full_pass():
+    config = configured({"split": "random", "tuning": "full", **OPTIONS})
+    data = curate_training(ROWS, config).dataset
+    lengths = [sorted((len(r.sequence) + 2 for r in data.of(split)), reverse=True) for split in (None, "train")]
+    assert most_of(config, data) == Most(
+        longest=max(lengths[0]), learning=sum(lengths[1][:4]), evaluating=sum(lengths[0])
+    )
+    one = most_of(replace(config, micro_batch_size=1), data)
+    assert one == Most(longest=max(lengths[0]), learning=max(lengths[1]), evaluating=max(lengths[0]))
+    shared = most_of(replace(config, devices=2), data)
+    assert shared.learning == -(-sum(lengths[1][:4]) // 2)
+    found = footprint()
+    assert found.peak(4096, most_of(config, data)) < found.peak(4096)
+    assert found.peak(16, one) == found.peak(1, one)  # the longest is a pass of its own
+
+
+def test_features_that_are_streamed_are_not_in_memory(monkeypatch):
+    predictor = tuned(tiny_encoder(), "frozen")
+    config = configured({"split": "random", **OPTIONS})
+    size = 4 * predictor.features_dim * len(TEN)
+    assert size < MEASURED_BYTES
+
+    def counted():
+        (found,) = footprints(predictor, replace(config, precision="float32"), TEN).values()
+        return found.features
+
+    assert counted() == (1 + LOOKED_AT) * size
+    monkeypatch.setattr("esmtune.features.SHARE_OF_MEMORY", 0.0)
+    assert counted() == LOOKED_AT * size
 
 
 @pytest.mark.parametrize("version", ["1", "2"])

@@ -129,7 +129,9 @@ def test_the_scale_is_that_from_which_unseen_labels_are_predicted():
         assert ("normal scores" in why) == (expected == "normal")
         # Decided is decided, and features are not asked for.
         assert decided(found, None, labels.tolist()) == (found, "")
-    both = Multitask.of([("a", Regression.fit(np.exp(known / 2).tolist(), scale="auto")), ("b", Binary.fit(["x", "y"]))])
+    both = Multitask.of(
+        [("a", Regression.fit(np.exp(known / 2).tolist(), scale="auto")), ("b", Binary.fit(["x", "y"]))]
+    )
     pairs = [(value, "xy"[place % 2]) for place, value in enumerate(np.exp(known / 2).tolist())]
     found, why = decided(both, x, [*pairs[:-1], None])
     assert isinstance(found, Multitask)

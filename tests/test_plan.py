@@ -86,6 +86,17 @@ def test_what_does_not_fit_comes_with_what_does(tiny, table, monkeypatch, shell)
     assert "--tuning frozen" in answer.out
 
 
+def test_a_smaller_encoder_is_one_that_fits(monkeypatch):
+    def advised(encoder):
+        found = esmtune.plan(ROWS, encoder=f"random:{encoder}", tokens_per_batch=256, **OPTIONS)
+        assert not found.fits
+        return [advice.text for advice in found.advice]
+
+    monkeypatch.setattr("esmtune.provisions.free_memory", lambda device: 1 << 20)  # beside the weights themselves
+    assert advised("esm2_t12_35M_UR50D") == ["--encoder random:esm2_t6_8M_UR50D"]
+    assert advised("esm2_t6_8M_UR50D") == []  # none is smaller
+
+
 def test_the_shell_says_time_memory_and_the_command(tiny, table, tmp_path, shell):
     out = tmp_path / "plan.json"
     answer = shell("plan", table, "--target", "tm", "--encoder", tiny, "--tuning", "lora", "--out", out)
