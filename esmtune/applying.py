@@ -13,6 +13,7 @@ from esmtune.curation import refuse, skipped
 from esmtune.datasets import find_columns, read_rows
 from esmtune.events import Notice, Watcher, silent
 from esmtune.loading import ready, tokens_for, training_of
+from esmtune.memory import peak_memory
 from esmtune.nearness import bin_of, nearness_of
 from esmtune.readers import read
 from esmtune.readings import readings
@@ -139,6 +140,7 @@ def predict(
         )
     if out is not None:
         write_table(frame, Path(out))
+    watch(Notice(peak_memory().text))
     return frame
 
 
@@ -202,7 +204,7 @@ def embed(
     import torch
 
     from esmtune.cache import cache_at
-    from esmtune.devices import choose_device
+    from esmtune.devices import choose_device, choose_precision
     from esmtune.embedding import embed_sequences
     from esmtune.predictor import find_encoder
     from esmtune.provisions import tokens_for_passing
@@ -213,6 +215,8 @@ def embed(
     if source.is_random:
         watch(Notice(f"The encoder {source.name} has RANDOM weights: it has seen no protein."))
     device = choose_device(accelerator)
+    precision = choose_precision(precision, device)
+    watch(Notice(f"Computing on {device} in {precision}."))
     tokens = tokens_for_passing(network, len(layers), list(map(len, sequences)), device, tokens_per_batch, watch)
     vectors = embed_sequences(
         network.to(device), sequences, layers=layers, pool=pool, precision=precision,
@@ -230,6 +234,7 @@ def embed(
     embeddings = Embeddings(ids=[r.id for r in rows.records], vectors=vectors, lengths=lengths, about=about)
     if out is not None:
         write_embeddings(embeddings, Path(out))
+    watch(Notice(peak_memory().text))
     return embeddings
 
 

@@ -33,6 +33,10 @@ from esmtune.terminal import (
 )
 
 DIVERGED = 3  # exit code of a run whose numbers ceased to be finite
+OUT_OF_MEMORY = (
+    "memory ran out; nothing half-written is left. `esmtune plan` with the options of a training shows what fits. Else "
+    "take smaller passes (--tokens-per-batch 256), a smaller encoder, or fewer rows at a time."
+)
 PARTS = ("--task", "--head", "--tuning")  # --head mlp is short for --head.name mlp
 
 
@@ -44,6 +48,13 @@ def main() -> None:
         if "ESMTUNE_TRACEBACK" in os.environ:
             raise
         messages.print(f"esmtune: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        from esmtune.batching import is_out_of_memory
+
+        if "ESMTUNE_TRACEBACK" in os.environ or not is_out_of_memory(error):
+            raise
+        messages.print(f"esmtune: {OUT_OF_MEMORY}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         messages.print("esmtune: stopped; nothing half-written is left. The same command with --resume goes on.")

@@ -25,7 +25,11 @@ Products = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Products, ...] = ("float32", "bfloat16")
 HEADS = (16, 24, 32, 64, 128)  # channels of a head, of all official encoders
 # How far a whole encoder of two layers may be from float64, as a share of the largest value.
-TOLERANCE: dict[Products, float] = {"float32": 1e-4, "bfloat16": 0.1}
+TOLERANCE: dict[Products, float] = {"float32": 1e-4, "bfloat16": 0.05}
+# And from itself, where only the order of sums is another: on a CPU 1e-6 and .01 were measured. Other devices round
+# differently for other shapes of a batch, by no more than they are off from float64.
+SAME: dict[Products, float] = {"float32": 1e-5, "bfloat16": 0.02}
+OF_ITSELF = ("company", "padding")
 TIMED = (20, 50, 80, 150)  # lengths
 COPIES = {"cpu": 1}  # of them; on any other device many, for it to have enough to do
 
@@ -51,7 +55,7 @@ class Finding:
     @property
     def failed(self) -> tuple[str, ...]:
         """The tests that it failed."""
-        return tuple(name for name, error in self.errors.items() if not error <= TOLERANCE[self.precision])
+        return tuple(name for name, error in self.errors.items() if not error <= tolerance(name, self.precision))
 
     @property
     def verdict(self) -> Literal["pass", "fail", "not available"]:
@@ -64,6 +68,11 @@ class Finding:
     def why(self) -> str:
         """Why it does not pass."""
         return self.missing or self.broken or ", ".join(self.failed)
+
+
+def tolerance(test: str, precision: Products) -> float:
+    """How large the error of a test may be, as a share of the largest value."""
+    return (SAME if test in OF_ITSELF else TOLERANCE)[precision]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,19 +140,20 @@ def _errors(head: int, device: torch.device, precision: Products, *, hides: bool
     with products(precision, device):
         x = encoder(Tokens.of(sequences).to(device)).residues
         gradients = torch.autograd.grad((x * _pull(x)).sum(), list(encoder.parameters()))
-        with torch.no_grad():
+        with torch.no_grad():  # where another kernel may be the faster one
+            together = _exact(encoder(Tokens.of(sequences).to(device)).residues)
             alone = [encoder(Tokens.of([sequence]).to(device)).residues for sequence in sequences]
             followed = encoder(_followed(sequences).to(device)).residues if hides else None
     right, right_gradients = _right(head)
     found = {
         "golden": difference(_exact(x), right),
-        "company": difference(_exact(torch.cat(alone)), _exact(x)),
+        "company": difference(_exact(torch.cat(alone)), together),
         "gradient": difference(torch.cat([_exact(g).flatten() for g in gradients]), right_gradients),
     }
     if followed is not None:
         rows = followed.split([len(sequence) + 3 for sequence in sequences])
         kept = torch.cat([row[: len(sequence)] for row, sequence in zip(rows, sequences, strict=True)])
-        found["padding"] = difference(_exact(kept), _exact(x))
+        found["padding"] = difference(_exact(kept), together)
     return found
 
 

@@ -85,6 +85,24 @@ def affordable(
             inputs.watch(Notice(f"Out of memory: on with at most {inputs.budget.sequences} sequences a pass."))
 
 
+def step_of(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer move the weights, and forget their gradients.
+
+    Raises:
+        TooLittleMemoryError: if what it keeps of each weight that moves does not fit.
+    """
+    try:
+        optimizer.step()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TooLittleMemoryError(
+            "what the optimizer keeps of each weight that moves does not fit into memory. Move fewer of them (--tuning "
+            "lora or last)."
+        ) from error
+    optimizer.zero_grad()
+
+
 def _gradient_of_outputs(
     fabric: Fabric, model: Any, inputs: Inputs, batch: list[int], targets: Tensor, weights: Tensor, seed: int
 ) -> tuple[Tensor, Total]:

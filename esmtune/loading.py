@@ -49,6 +49,7 @@ def ready(
     predictor.precision = precision
     predictor = predictor.to(device := choose_device(accelerator))
     first = getattr(predictor, "members", [predictor])[0]
+    watch(Notice(f"Computing on {device} in {first.takes(device)}."))
     trained = first.spec.precision
     if precision == "auto" and trained and first.is_delicate and first.takes(device) != trained:
         watch(Notice(

@@ -12,7 +12,7 @@ from esmtune.applicability import References, sampled
 from esmtune.config import TrainConfig
 from esmtune.events import Notice, Progress, Terminated, Watcher
 from esmtune.features import Kept, sum_over_processes
-from esmtune.gradients import affordable, nothing
+from esmtune.gradients import affordable, nothing, step_of
 from esmtune.inputs import Inputs
 from esmtune.journal import Journal
 from esmtune.masking import guessed
@@ -97,8 +97,7 @@ def train_once(
                     diverged = {"step": step, "epoch": epoch, "ids": [records[i].id for i in batch]}
                     break
                 now.running += total
-                optimizer.step()
-                optimizer.zero_grad()
+                step_of(optimizer)
                 if now.average:
                     moved_average(now.average, live, (config.ema or 0.0) * schedule.per_epoch, step)
                 now.step, now.is_due = step, is_last_of_epoch

@@ -39,7 +39,8 @@ def test_the_processor_passes_in_both_precisions(monkeypatch):
             assert (each.verdict, each.why) == ("pass", "")
             assert set(each.errors) == {"golden", "company", "padding", "gradient"}
             assert least < each.errors["golden"]  # it does compare with something more exact
-            assert max(each.errors.values()) < diagnosis.TOLERANCE[precision] / 3
+            bounds = {name: diagnosis.tolerance(name, precision) for name in each.errors}
+            assert all(error < bounds[name] / 2 for name, error in each.errors.items())
             assert min(each.microseconds) > 0
         assert row(found, "varlen", precision).verdict == "not available"
     assert row(found, "auto").takes == "runs"
@@ -81,6 +82,20 @@ def test_what_is_wrong_is_found_by_the_test_for_it(monkeypatch, wrong, failed):
     assert set(row(found, "padded").failed) == failed
     assert row(found, "auto").verdict == "pass"
     assert found.is_healthy  # it is not taken here
+
+
+def test_a_leak_is_found_in_bfloat16_too(monkeypatch):
+    monkeypatch.setattr(diagnosis, "PRECISIONS", ("bfloat16",))
+
+    def leak(q, k, v, spans):
+        return WAYS["runs"].compute(q, k, v, spans) + (0.05 * v.mean(0)).to(v.dtype)
+
+    monkeypatch.setitem(WAYS, "padded", Way(compute=leak))
+    monkeypatch.setitem(WAYS, "plain", Way(compute=looks_at_pad))
+    found = doctor("cpu")
+    assert {"company"} <= set(row(found, "padded", "bfloat16").failed)
+    assert set(row(found, "plain", "bfloat16").failed) == {"padding"}
+    assert row(found, "auto", "bfloat16").verdict == "pass"
 
 
 def test_padding_is_tested_against_the_same_sequences_without_it():

@@ -123,6 +123,43 @@ def test_a_sequence_that_does_not_fit_ends_in_a_sentence(tiny, tmp_path, shell, 
         assert not (tmp_path / tuning).exists()
 
 
+def test_an_optimizer_that_has_no_room_ends_in_a_sentence(tiny, monkeypatch):
+    def nothing(self, closure=None):
+        raise ERRORS[0]
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", nothing)
+    with pytest.raises(TooLittleMemoryError, match=r"what the optimizer keeps .* \(--tuning lora or last\)"):
+        esmtune.train(ROWS, encoder=str(tiny), **OPTIONS)
+
+
+@pytest.mark.parametrize("error", [ERRORS[0], MemoryError()], ids=lambda error: type(error).__name__)
+def test_memory_that_runs_out_anywhere_ends_in_a_sentence(tiny, tmp_path, shell, monkeypatch, error):
+    def embed(*args, **options):
+        raise error
+
+    monkeypatch.setattr(esmtune, "embed", embed)
+    (tmp_path / "d.csv").write_text("sequence\nMK\n")
+    answer = shell("embed", tiny, tmp_path / "d.csv", "--out", tmp_path / "d.npz")
+    assert answer.code == 2
+    assert "esmtune: memory ran out" in answer.err
+    error = RuntimeError("shapes")
+    with pytest.raises(RuntimeError, match="shapes"):  # a defect of ours is no matter of memory
+        shell("embed", tiny, tmp_path / "d.csv", "--out", tmp_path / "d.npz")
+
+
+def test_predicting_and_embedding_say_what_they_computed_in_and_held(tiny, monkeypatch):
+    run = esmtune.train(ROWS, encoder=str(tiny), **OPTIONS)
+    for precision in ("float32", "bfloat16"):
+        monkeypatch.setenv("ESMTUNE_PRECISION", precision)
+        said = []
+        esmtune.predict(run, list(TEN), watch=said.append)
+        found = esmtune.embed(str(tiny), list(TEN), cache="none", watch=said.append)
+        texts = [getattr(event, "text", "") for event in said]
+        assert texts.count(f"Computing on cpu in {precision}.") == 2
+        assert sum(text.startswith("Peak memory: ") for text in texts) == 2
+        assert found.about["precision"] == precision
+
+
 def test_a_process_that_may_not_take_more_goes_on_in_smaller_batches(tmp_path):
     """Not simulated: the address space of a process is bounded, and batches are too large for it."""
     script = """
