@@ -259,7 +259,8 @@ def merge(
     self_contained: Annotated[bool, Parameter(help="Save the whole encoder, so that it needs no other file.")] = False,
 ) -> None:
     """Work the adapters of a run (LoRA and its kin) into the encoder's weights; it predicts the same, to rounding."""
-    esmtune.merge(run, out=out, overwrite=overwrite, encoder=encoder, self_contained=self_contained)
+    with Bars() as bars:
+        esmtune.merge(run, out=out, overwrite=overwrite, encoder=encoder, self_contained=self_contained, watch=bars)
     results.print(f"Predictor: {out}", soft_wrap=True)
 
 

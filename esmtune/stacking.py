@@ -22,7 +22,7 @@ from esmtune.standing import wearing
 
 SHARES = tuple(step / 20 for step in range(20))  # not all of it: what goes on from here has something to learn with
 USUAL = 0.25, 0.25  # mean and spread of the share before held-out points are asked: decision 25
-FEWEST, MOST = 20, 2000  # points that choose a share; of more a sample does
+FEWEST, MOST = 2, 2000  # points that choose a share; of more a sample does
 TINY = 1e-30
 STACKED = "Beside the head a ridge on the same features has {} of the say (--head.ridge=false leaves it out)."
 NONE = "No ridge beside the head: {}."

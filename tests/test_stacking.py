@@ -133,7 +133,7 @@ def test_who_has_none(tiny, options):
 
 
 def test_too_few_validation_rows_tell_nothing(tiny):
-    few = table().with_columns(split=pl.Series(["train"] * 56 + ["valid"] * (FEWEST - 1) + ["test"] * 15))
+    few = table().with_columns(split=pl.Series(["train"] * (76 - FEWEST) + ["valid"] * (FEWEST - 1) + ["test"] * 15))
     run = train(tiny, few)
     assert not said(run)
     assert not run.predictor.head.beside.share.any()
@@ -163,9 +163,9 @@ def test_labels_of_residues_have_none(tiny, run, tmp_path):
 
 
 def test_asked_for_in_vain_is_said(tiny):
-    few = table().with_columns(split=pl.Series(["train"] * 56 + ["valid"] * (FEWEST - 1) + ["test"] * 15))
+    few = table().with_columns(split=pl.Series(["train"] * (76 - FEWEST) + ["valid"] * (FEWEST - 1) + ["test"] * 15))
     asked = train(tiny, few, head={"name": "mlp", "ridge": True})
-    assert any("fewer than 20 validation rows are labeled" in notice for notice in asked.notices)
+    assert any(f"fewer than {FEWEST} validation rows are labeled" in notice for notice in asked.notices)
 
 
 def test_a_map_that_cannot_be_had_costs_nobody_the_head(tiny, monkeypatch):
@@ -211,7 +211,7 @@ def test_validation_rows_of_no_weight_are_none(tiny):
 
 def test_each_target_has_a_share_of_its_own(tiny):
     halves = ["yes" if label > 2 else "no" for label in LABELS]
-    halves[60:75] = [None] * 15  # ten validation rows are left: too few
+    halves[51:75] = [None] * 24  # one validation row is left: too few
     run = train(tiny, table(tm=LABELS, binds=halves), target=("tm", "binds"))
     share = run.predictor.head.beside.share
     assert share[0] > 0

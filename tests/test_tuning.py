@@ -1,10 +1,12 @@
 """Laws of every tuning: what it says moves, moves; nothing else does; and a wrong option is named."""
 
 import inspect
+import re
 
 import pytest
 import torch
 
+import esmtune
 from esmtune.adapter_files import load_adapter, save_adapter
 from esmtune.adapters import adapter_weights, is_adapted, merge
 from esmtune.esm2 import ESM2, ESM2Config, Tokens
@@ -93,6 +95,28 @@ def test_merged_equals_unmerged(name):
     merge(encoder)
     assert list(encoder.state_dict()) == list(frozen_encoder().state_dict())
     torch.testing.assert_close(residues(encoder), before, rtol=0, atol=1e-9)
+
+
+def test_merging_a_run_says_by_how_much_it_differs(tiny, tmp_path, shell, monkeypatch):
+    rows = [(sequence, float(number)) for number, sequence in enumerate(TEN)]
+    options = {"encoder": str(tiny), "epochs": 2, "folds": 1, "valid_fraction": 0.2, "test_fraction": 0.0}
+    esmtune.train(rows, out=tmp_path / "run", tuning="lora", **options)
+    answer = shell("merge", tmp_path / "run", "--out", tmp_path / "merged")
+    assert answer.code == 0, answer.err
+    words = " ".join(answer.err.split())
+    far = float(re.search(r"differ by (\S+) in float32\.", words).group(1))
+    assert far < 1e-5
+    before, after = esmtune.load(tmp_path / "run"), esmtune.load(tmp_path / "merged")
+    assert not is_adapted(after.encoder)
+    assert after.predict(TEN) == pytest.approx(before.predict(TEN), abs=1e-5 * 3)  # labels have a deviation of 3
+    monkeypatch.setenv("ESMTUNE_PRECISION", "bfloat16")
+    said = []
+    esmtune.merge(tmp_path / "run", out=tmp_path / "again", watch=said.append)
+    assert "in bfloat16 (bfloat16 rounds more: --precision float32 predicts as before)." in said[-1].text
+    frozen = esmtune.train(rows, **options)
+    with pytest.raises(ValueError, match="no adapters to merge: it was tuned by 'frozen'"):
+        esmtune.merge(frozen, out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 @every_tuning
