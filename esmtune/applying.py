@@ -267,7 +267,8 @@ def merge(
     new.calibration, new.scalings, new.references = predictor.calibration, predictor.scalings, predictor.references
     new.save(Path(out), self_contained=self_contained)
     usual = members[0].takes("cpu")
-    apart = [f"{_difference(predictor, new, precision):.1g} in {precision}" for precision in {"float32": 0, usual: 0}]
+    precisions: list[Precision] = ["float32"] if usual == "float32" else ["float32", usual]
+    apart = [f"{_difference(predictor, new, precision):.1g} in {precision}" for precision in precisions]
     more = f" ({usual} rounds more: --precision float32 predicts as before)" if usual != "float32" else ""
     watch(Notice(f"Merged: outputs for three public sequences differ by {' and '.join(apart)}{more}."))
     return new

@@ -6,12 +6,14 @@ from typing import Any
 
 from esmtune.config import REGRESSION, Part, TrainConfig
 from esmtune.distributions import distribution
+from esmtune.labels import order_of
 from esmtune.losses import class_loss, loss, ranking
 from esmtune.records import Dataset, Label, Level, of_target
 from esmtune.regression import Regression
 from esmtune.tasks import Multitask, Task, task
 
 NAMED = {"binary", "multiclass"}
+NUMBER_LOSSES = (*loss, *ranking, *distribution)
 
 
 def fit_task(data: Dataset, asked: Part | None, labels: Sequence[Label] | None = None) -> Task:
@@ -28,15 +30,22 @@ def fit_task(data: Dataset, asked: Part | None, labels: Sequence[Label] | None =
     if len(data.targets) == 1:
         return _fitted(data.kind, labels, options, data.level)
     parts, taken = [], set()
+    graded = [target.name for target in data.targets if target.kind == "ordinal"]
     for place, target in enumerate(data.targets):
         own = of_target(labels, place, data.targets)
         fitting = {k: v for k, v in options.items() if _takes(target.kind, k, v)}
         taken |= set(fitting)
+        if fitting.get("order") and target.name in graded:
+            fitting["order"] = order_of(str(fitting["order"]), graded.index(target.name), len(graded))
         parts.append((target.name, _fitted(target.kind, own, fitting, data.level)))
     for option, value in options.items():
         if option not in taken:
             kinds = ", ".join(dict.fromkeys(target.kind for target in data.targets))
-            raise ValueError(f"none of the targets' tasks ({kinds}) takes the option {option} {value!r}.")
+            others = f" Of numbers: {', '.join(NUMBER_LOSSES)}; of classes: {', '.join(class_loss)}."
+            raise ValueError(
+                f"none of the targets' tasks ({kinds}) takes the option {option} {value!r}."
+                f"{others if option == 'loss' else ''}"
+            )
     return Multitask.of(parts)
 
 
@@ -57,7 +66,7 @@ def learned_labels(data: Dataset) -> list[Label]:
 def _takes(kind: str, option: str, value: Any) -> bool:
     """Whether a task has an option; a loss must be one for its kind of labels."""
     if option == "loss" and option in task.options(kind):
-        return value in ((*loss, *ranking, *distribution) if task[kind].reads == "number" else class_loss)
+        return value in (NUMBER_LOSSES if task[kind].reads == "number" else class_loss)
     return option in task.options(kind)
 
 

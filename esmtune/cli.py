@@ -66,7 +66,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> None:
     """Run a command with its arguments."""
-    arguments = [_spelled_out(argument) for argument in _imported(arguments)]
+    arguments = _switched_on([_spelled_out(argument) for argument in _imported(arguments)])
     arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     app.config = ()
     if "--config" in arguments[:-1]:
@@ -106,6 +106,21 @@ def _spelled_out(argument: str) -> str:
     if name.startswith(tuple(f"{part}." for part in PARTS)):  # --task.class-weights is --task.class_weights
         name = f"--{name[2:].replace('-', '_')}"
     return f"{name}.name{equals}{value}" if name in PARTS else f"{name}{equals}{value}"
+
+
+def _switched_on(arguments: list[str]) -> list[str]:
+    """An option of a part that has no value is true, as other options are.
+
+    >>> _switched_on(["--head.ridge", "--tuning.rslora", "--head.hidden", "64", "--tuning.rank=4"])
+    ['--head.ridge=true', '--tuning.rslora=true', '--head.hidden', '64', '--tuning.rank=4']
+    """
+    of_parts = tuple(f"{part}." for part in PARTS)
+    return [
+        f"{argument}=true"
+        if argument.startswith(of_parts) and "=" not in argument and (after is None or after.startswith("--"))
+        else argument
+        for argument, after in zip(arguments, [*arguments[1:], None], strict=True)
+    ]
 
 
 @app.command

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from esmtune.assignments import going_on
-from esmtune.config import DEFAULT_ENCODER, DEFAULT_TUNING, LAYERS, Part, TrainConfig, usual_head
+from esmtune.config import DEFAULT_ENCODER, DEFAULT_TUNING, FEW_LABELS, LAYERS, Part, TrainConfig, usual_head
 from esmtune.devices import choose_device, choose_precision
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, LMHead
@@ -135,9 +135,11 @@ def decided(config: TrainConfig, data: Dataset, origin: Origin, watch: Watcher) 
     if spec["name"] == "auto":
         if len(spec) > 1:
             raise ValueError("tuning auto has no options: name the tuning that they belong to.")
-        name, why = automatic(sum(weight.numel() for weight in origin.encoder.parameters()), labeled)
-        spec = {"name": "full" if data.kind == "mlm" and name == "frozen" else name}
-        watch(Notice(f"Tuning: {spec['name']}, because {why}."))
+        weights = sum(weight.numel() for weight in origin.encoder.parameters())
+        # Residues to guess are enough of any sequences, and an encoder that does not move guesses no better.
+        name, why = automatic(weights, max(labeled, FEW_LABELS) if data.kind == "mlm" else labeled)
+        spec = {"name": name}
+        watch(Notice(f"Tuning: {name}, because {why}."))
     if spec["name"] not in tuning:
         known = ["auto", *tuning]
         raise ValueError(missing("tuning", str(spec["name"]), known))

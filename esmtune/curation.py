@@ -35,6 +35,12 @@ NOTHING_LEFT = ", so that there are no intervals and no sets"
 LANGUAGE = (Target(name="sequence", kind="mlm", form="letters"),)
 
 
+NO_FOLDS = (
+    "Validation rows are few, and all {} seeds have the same: which weights are kept is a matter of luck. With one "
+    "seed each training row would be held out in turn, by folds (leave out --seeds)."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Curated:
     """A dataset, the columns it was read from, and how many folds its training records are to be split into."""
@@ -99,6 +105,8 @@ def curate_training(data: Any, config: TrainConfig, *, lenient: bool = False) ->
             refuse(in_order(problems, tables), config.skip_bad_rows)
         level = "residue" if is_per_residue(targets[0].form) else "sequence"
         folds = folds_for(config, kind, missing, known, level)
+        if folds == 1 < config.seeds and folds_for(replace(config, seeds=1), kind, missing, known, level) > 1:
+            notices = [*notices, NO_FOLDS.format(config.seeds)]
         partition = with_splits(
             known, config, stratify=stratify, missing=missing, folds=folds, kind=kind, method=asked, tables=tables
         )

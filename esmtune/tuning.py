@@ -36,9 +36,10 @@ def automatic(weights: int, labels: int) -> tuple[str, str]:
     """
     if labels < FEW_LABELS:
         return "frozen", f"{labels:,} labels are too few to move an encoder by"
+    size = f"{weights / 1e6:,.0f} million" if weights >= 1e6 else f"{weights:,}"
     if weights < LARGE_ENCODER:
-        return "full", f"an encoder of {weights / 1e6:,.0f} million weights gains most when all of them move"
-    return "lora", f"an encoder of {weights / 1e6:,.0f} million weights gains as much by LoRA as in full, for less"
+        return "full", f"an encoder of {size} weights gains most when all of them move"
+    return "lora", f"an encoder of {size} weights gains as much by LoRA as in full, for less"
 
 
 @tuning("frozen")

@@ -41,6 +41,18 @@ def test_importing_the_package_leaves_no_trace():
     assert in_new_process("-c", code).out.strip() == "['esmtune']"
 
 
+def test_an_option_of_a_part_without_a_value_is_true(table, tiny, tmp_path, shell):
+    for number, options in enumerate((["--tuning.rslora", "--epochs", "1"], ["--epochs", "1", "--tuning.rslora"])):
+        answer = shell("train", table, "--target", "tm", "--encoder", tiny, "--tuning", "lora", *options,
+                       "--out", tmp_path / f"run-{number}")  # fmt: skip
+        assert answer.code == 0, answer.err
+        assert tomllib.loads((tmp_path / f"run-{number}" / "run.toml").read_text())["tuning"]["rslora"] is True
+    answer = shell("train", table, "--target", "tm", "--encoder", tiny, "--head.hidden", "--epochs", "1")
+    assert answer.code == 2
+    assert "'hidden'" in answer.err
+    assert "'true'" in answer.err
+
+
 def test_a_run_that_is_none_is_refused(table, tmp_path, shell):
     answer = shell("predict", tmp_path / "nowhere", table)
     assert answer.code == 2

@@ -22,6 +22,7 @@ from esmtune.outcomes import read_outcome
 from esmtune.readers import read
 from esmtune.records import BadRowsError, Censored, Marks, Target
 from esmtune.targets import Column, read_labels
+from tests.conftest import TEN
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 
@@ -535,6 +536,26 @@ def test_what_is_wrong_with_several_targets_names_the_one():
         curate(columns, target=("x", "x"))
     with pytest.raises(ValueError, match=r"several targets make a multitask by themselves"):
         curate(columns, target=("x", "y"), task="multitask")
+
+
+def test_grades_of_several_targets_have_each_their_order(tiny):
+    rows = {"sequence": list(TEN), "x": ["low", "high"] * 5, "y": ["some", "none", "all", "none", "some"] * 2}
+    options = {"encoder": str(tiny), "target": ("x:ordinal", "y:ordinal"), "folds": 1, "valid_fraction": 0,
+               "test_fraction": 0, "max_steps": 1, "cache": "none"}  # fmt: skip
+    run = esmtune.train(pl.DataFrame(rows), task={"order": "low,high;none,some,all"}, **options)
+    assert [part.classes for _, part, _ in run.predictor.task.parts()] == [("low", "high"), ("none", "some", "all")]
+    for order, text in (
+        ("low,high", "order is 'low,high', which leaves out all, none, some"),
+        ("low,high;none,some,all;a", "which are 3 orders, but targets with grades are 2"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            esmtune.train(pl.DataFrame(rows), task={"order": order}, **options)
+
+
+def test_a_loss_that_no_target_takes_comes_with_those_there_are(tiny):
+    rows = {"sequence": list(TEN), "x": [1.5, 2, 3, 4, 5] * 2, "y": ["a", "b"] * 5}
+    with pytest.raises(ValueError, match=r"option loss 'hubber'\. Of numbers: .*huber.*; of classes: .*focal"):
+        esmtune.train(pl.DataFrame(rows), encoder=str(tiny), target=("x", "y"), task={"loss": "hubber"})
 
 
 def test_classes_of_held_out_rows_that_training_lacks():

@@ -184,3 +184,20 @@ def test_a_fold_without_a_class_predicts_among_all(tiny):
     assert {member.task.classes for member in run.predictor.members} == {("a", "b", "c")}
     assert all(sum(member.task.shares) == pytest.approx(1) for member in run.predictor.members)
     assert {member.task.shares[2] for member in run.predictor.members} == {2 / 9, 1 / 9}
+
+
+def test_seeds_where_one_would_go_by_folds_are_told_of(tiny):
+    rows = [(sequence, float(number)) for number, sequence in enumerate(TEN * 2)]
+    rows = [(sequence + "ACDEFGHIKL"[number // 2], label) for number, (sequence, label) in enumerate(rows)]
+    options = {"encoder": str(tiny), "max_steps": 1, "cache": "none"}
+    several, one = (esmtune.train(rows, seeds=seeds, **options) for seeds in (2, 1))
+    assert [name for name in several.notices if "all 2 seeds have the same" in name]
+    assert not [name for name in one.notices if "seeds have the same" in name]
+
+
+def test_a_language_model_chooses_its_tuning_by_its_size(tiny):
+    run = esmtune.train(list(TEN), encoder=str(tiny), task="mlm", tuning="auto", max_steps=1)
+    (why,) = (notice for notice in run.notices if notice.startswith("Tuning: "))
+    assert why.startswith("Tuning: full, because an encoder of ")
+    assert why.endswith(" weights gains most when all of them move.")
+    assert " 0 million" not in why
