@@ -71,10 +71,13 @@ def table_of(row: Row, folder: Path) -> pl.DataFrame:
     return frame
 
 
-def run(name: str, row: Row, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Train one seed with the defaults, or read what an earlier call made; what is to be kept of it."""
+def run(name: str, row: Row, seed: int, kept: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Train one seed with the defaults, or read what an earlier call made and `kept` of it; what is to be kept now."""
+    where = {"hardware": f"{processor()}, {torch.get_num_threads()} threads"}
     folder = args.runs / f"{name}{args.suffix}" / f"seed-{seed}"
-    if not (folder / "metrics.json").is_file():
+    if (folder / "metrics.json").is_file():
+        where = {"hardware": kept.get("hardware", "unknown")}  # not this machine, or who knows
+    else:
         options = {"encoder": str(args.weights), "seed": seed, "precision": args.precision, **row.options}
         esmtune.train(table_of(row, args.data), out=folder, resume=True, watch=say, **options)
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -83,10 +86,11 @@ def run(name: str, row: Row, seed: int, args: argparse.Namespace) -> dict[str, A
     return {
         "test": metrics["test"],
         "valid": metrics["valid"],
+        "ridge": metrics["baselines"]["test"].get("ridge on embeddings", {}).get(row.metric),
         "epoch": metrics.get("best", {}).get("epoch"),  # of few labels each fold has its own
         "seconds": environment["seconds"],
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": f"{processor()}, {torch.get_num_threads()} threads",
+        "date": datetime.fromtimestamp((folder / "metrics.json").stat().st_mtime, UTC).date().isoformat(),
+        **where,
         "versions": environment["versions"],
         "config": config,
     }
@@ -100,7 +104,7 @@ def summary(name: str, row: Row, seeds: dict[str, dict[str, Any]], base: float |
         **asdict(row),
         "mean": statistics.fmean(scores),
         "sd": statistics.stdev(scores) if len(scores) > 1 else None,
-        "ridge": base,
+        "ridge": base if base is not None else next(iter(seeds.values())).get("ridge"),
         "reached": row.target is None or statistics.fmean(scores) >= row.target,
         "seeds": seeds,
     }
@@ -145,7 +149,7 @@ def main() -> None:
         kept = json.loads(path.read_text()).get("seeds", {}) if path.is_file() else {}
         base = ridge(row, args) if row.metric != "accuracy" else None
         for seed in args.seeds:
-            kept[str(seed)] = run(name, row, seed, args)
+            kept[str(seed)] = run(name, row, seed, kept.get(str(seed), {}), args)
             result = summary(name, row, dict(sorted(kept.items(), key=lambda item: int(item[0]))), base)
             path.write_text(json.dumps(result, indent=2) + "\n")
         beside = "" if result["ridge"] is None else f", ridge {result['ridge']:.3f}"

@@ -3,19 +3,24 @@
     OMP_NUM_THREADS=2 python benchmarks/cache.py --weights ESM2_8M --data gb1/three_vs_rest.csv [--rows N] [--rounds 3]
 
 The first run begins with an empty cache, which `--cache` names and keeps; the others take another seed of the head.
-Prints the seconds of all, and the ratio of the first to the median of the others with its range.
+Prints the seconds of all, and the ratio of the first to the median of the others with its range, and writes them to
+benchmarks/results/cache.json, with date, processor and versions.
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import polars as pl
+from hardware import processor
 
 
 def main() -> None:
@@ -25,6 +30,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="the first so many rows of each split")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cache", type=Path, help="a folder that is not there yet")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cache.json")
     args = parser.parse_args()
     if args.cache and args.cache.exists():
         sys.exit(f"{args.cache} is there already: name a new folder.")
@@ -41,6 +47,13 @@ def main() -> None:
     print(f"{frame.height:,} rows, {frame['sequence'].str.len_chars().sum():,} residues")
     print(f"first {first:,.1f} s, then {', '.join(f'{x:.1f}' for x in others)} s")
     print(f"ratio {first / statistics.median(others):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})")
+    found = {
+        "date": date.today().isoformat(), "processor": processor(), "threads": os.environ.get("OMP_NUM_THREADS"),
+        "versions": {name: version(name) for name in ("esmtune", "torch", "numpy")}, "rows": frame.height,
+        "residues": int(frame["sequence"].str.len_chars().sum()), "first_seconds": round(first, 1),
+        "other_seconds": [round(x, 1) for x in others], "ratio": round(first / statistics.median(others), 2),
+    }  # fmt: skip
+    args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def run(folder: Path, weights: str, seed: int, cache: Path) -> float:

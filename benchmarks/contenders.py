@@ -11,7 +11,6 @@ Prints one JSON line: seconds, residues (no <cls>, <eos>, padding), and peak res
 import argparse
 import json
 import random
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -37,12 +36,14 @@ def main() -> None:
     sequences = drawn(args.sequences, args.lengths)
     import torch
 
+    from esmtune.memory import GIB, peak_memory
+
     torch.set_num_threads(args.threads)
     contender: Callable[..., float] = {"ours": ours, "esm-cpp": esm_cpp}.get(args.contender, peer)
     seconds = contender(args, sequences)
     print(json.dumps({
         "seconds": seconds, "sequences": len(sequences), "residues": sum(map(len, sequences)) * args.epochs,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib": peak_memory().process / GIB,  # ru_maxrss would begin with that of the process that started this one
     }))  # fmt: skip
 
 

@@ -71,6 +71,8 @@ def main() -> None:
     unknown = set(args.only or ()) - set(names)
     if unknown:
         sys.exit(f"there is no row {', '.join(sorted(unknown))}. There are: {', '.join(names)}.")
+    if args.out.exists():
+        sys.exit(f"{args.out} is there already: name another file with --out.")
     rows = [row for row in ROWS if not args.only or row.name in args.only]
     peak = product_peak(args.threads)
     found: dict[str, Any] = {}

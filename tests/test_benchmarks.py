@@ -47,7 +47,7 @@ def benchmark_embed():
 
 
 def benchmark_cache(table, tiny):
-    said = run("cache", "--weights", tiny, "--data", table, "--rounds", 1)
+    said = run("cache", "--weights", tiny, "--data", table, "--rounds", 1, "--out", table.with_name("cache.json"))
     assert said.startswith("10 rows, ")
 
 
