@@ -12,8 +12,7 @@ from esmtune.config import Accelerator, Pooling, Precision
 from esmtune.curation import refuse, skipped
 from esmtune.datasets import find_columns, read_rows
 from esmtune.events import Notice, Watcher, silent
-from esmtune.loading import ready, tokens_for, training_of
-from esmtune.memory import peak_memory
+from esmtune.loading import computed, computed_by, ready, tokens_for, training_of
 from esmtune.nearness import bin_of, nearness_of
 from esmtune.readers import read
 from esmtune.readings import readings
@@ -140,7 +139,7 @@ def predict(
         )
     if out is not None:
         write_table(frame, Path(out))
-    watch(Notice(peak_memory().text))
+    watch(computed_by(predictor))
     return frame
 
 
@@ -216,7 +215,6 @@ def embed(
         watch(Notice(f"The encoder {source.name} has RANDOM weights: it has seen no protein."))
     device = choose_device(accelerator)
     precision = choose_precision(precision, device)
-    watch(Notice(f"Computing on {device} in {precision}."))
     tokens = tokens_for_passing(network, len(layers), list(map(len, sequences)), device, tokens_per_batch, watch)
     vectors = embed_sequences(
         network.to(device), sequences, layers=layers, pool=pool, precision=precision,
@@ -234,7 +232,7 @@ def embed(
     embeddings = Embeddings(ids=[r.id for r in rows.records], vectors=vectors, lengths=lengths, about=about)
     if out is not None:
         write_embeddings(embeddings, Path(out))
-    watch(Notice(peak_memory().text))
+    watch(computed(device, precision))
     return embeddings
 
 

@@ -11,7 +11,7 @@ from esmtune.curation import curate_labeled
 from esmtune.datasets import SPLITS, find_columns
 from esmtune.events import Notice, Watcher, counted_as, silent
 from esmtune.labels import as_text
-from esmtune.loading import ready, tokens_for, training_of
+from esmtune.loading import computed_by, ready, tokens_for, training_of
 from esmtune.nearness import nearness_of
 from esmtune.partition import asked_split
 from esmtune.readers import read
@@ -115,6 +115,7 @@ def evaluate(
     result |= _by_nearness(training, predictor, sequences, scores)
     if out is not None:
         write_json(result, Path(out))
+    watch(computed_by(predictor))
     return result
 
 

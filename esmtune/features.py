@@ -1,6 +1,5 @@
 """What a frozen encoder and the pool made of sequences: computed once, over all processes, seeds and runs."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -15,6 +14,7 @@ from esmtune.devices import evaluating
 from esmtune.embedding import kind_of
 from esmtune.esm2 import Tokens
 from esmtune.events import Notice, Progress, Watcher
+from esmtune.footprint import fits_in_memory, points_of, size_of
 from esmtune.heads import Head
 from esmtune.predictor import Predictor
 
@@ -22,8 +22,6 @@ UNSTREAMED = (
     "features that do not fit into memory cannot be written to the cache, from which they were to be read. Give it "
     "another place (--cache FOLDER), or compute them in each epoch (--cache none)."
 )
-SHARE_OF_MEMORY = 0.4  # of what the machine has, which features may take
-MEASURED_BYTES = 128 << 20  # of features that are looked at at once, beside those that are kept
 
 # Of each sequence [points, channels], all layers side by side, or each layer's, mapped from the files of a cache.
 Kept = dict[str, tuple[Tensor, ...]]
@@ -130,21 +128,6 @@ class Features:
                 part, size = [], 0
         if part:
             yield part
-
-
-def points_of(predictor: Predictor, sequence: str) -> int:
-    """How many vectors a head sees of a sequence; it may look at all residues, whatever the level of what it says."""
-    return len(sequence) if predictor.head.sees_residues else 1
-
-
-def size_of(predictor: Predictor, sequence: str) -> int:
-    """Bytes of the features of one sequence."""
-    return 4 * predictor.features_dim * points_of(predictor, sequence)
-
-
-def fits_in_memory(size: int) -> bool:
-    """Whether features of so many bytes are kept in memory; what this machine has decides, not what is free now."""
-    return size <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * SHARE_OF_MEMORY
 
 
 @torch.no_grad()

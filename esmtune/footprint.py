@@ -1,6 +1,7 @@
 """What a pass through the network and a training will hold in memory, told from shapes before anything runs."""
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,8 @@ PASSING, LEARNING = 24, 40
 # with adapters 2.0; where all is given back at once, 1.0.
 SPREAD, SPREAD_BY_ADAPTERS, SPREAD_IF_GIVEN_BACK = 1.3, 2.1, 1.05
 PROBED_TOKENS = 256
+SHARE_OF_MEMORY = 0.4  # of what the machine has, which features may take
+MEASURED_BYTES = 128 << 20  # of features that are looked at at once, beside those that are kept
 COPIES = 4  # of each weight that moves: AdamW's two, the best, and a gradient or what stands aside while it evaluates
 
 
@@ -100,6 +103,21 @@ def footprint_of_training(
         features=features,
         has_reference=bool(learning) and not predictor.head.sees_residues,
     )
+
+
+def points_of(predictor: Predictor, sequence: str) -> int:
+    """How many vectors a head sees of a sequence; it may look at all residues, whatever the level of what it says."""
+    return len(sequence) if predictor.head.sees_residues else 1
+
+
+def size_of(predictor: Predictor, sequence: str) -> int:
+    """Bytes of the features of one sequence."""
+    return 4 * predictor.features_dim * points_of(predictor, sequence)
+
+
+def fits_in_memory(size: int) -> bool:
+    """Whether features of so many bytes are kept in memory; what this machine has decides, not what is free now."""
+    return size <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * SHARE_OF_MEMORY
 
 
 def _size(weights: list[Tensor]) -> int:

@@ -13,7 +13,8 @@ from esmtune.batching import SPECIALS, Budget, by_length
 from esmtune.config import TOKENS_PER_BATCH, TrainConfig
 from esmtune.esm2 import Tokens
 from esmtune.events import Watcher
-from esmtune.features import MEASURED_BYTES, Features, Kept, gathered, progress, size_of
+from esmtune.features import Features, Kept, gathered, progress
+from esmtune.footprint import MEASURED_BYTES, size_of
 from esmtune.masking import masked
 from esmtune.pooling import Pooled
 from esmtune.predictor import Predictor

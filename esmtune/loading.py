@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from esmtune.config import Accelerator, Precision
 from esmtune.events import Notice, Watcher
+from esmtune.memory import peak_memory
 from esmtune.nearness import read_training
 from esmtune.runs import Run
 
@@ -49,7 +50,6 @@ def ready(
     predictor.precision = precision
     predictor = predictor.to(device := choose_device(accelerator))
     first = getattr(predictor, "members", [predictor])[0]
-    watch(Notice(f"Computing on {device} in {first.takes(device)}."))
     trained = first.spec.precision
     if precision == "auto" and trained and first.is_delicate and first.takes(device) != trained:
         watch(Notice(
@@ -58,6 +58,17 @@ def ready(
             f"trained. --precision {trained} computes as then, if more slowly."
         ))  # fmt: skip
     return predictor
+
+
+def computed(device: str, precision: str) -> Notice:
+    """What predicting or embedding was done in, and what was held at its peak."""
+    return Notice(f"Computed on {device} in {precision}. {peak_memory().text}")
+
+
+def computed_by(predictor: "Predictor | Ensemble") -> Notice:
+    """The same of a predictor, where it is and in what it computes."""
+    first = getattr(predictor, "members", [predictor])[0]
+    return computed(first.device.type, first.takes(first.device.type))
 
 
 def tokens_for(predictor: "Predictor | Ensemble", sequences: Sequence[str], given: int | None, watch: Watcher) -> int:

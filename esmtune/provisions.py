@@ -10,8 +10,15 @@ from esmtune.config import TOKENS_PER_BATCH, TrainConfig
 from esmtune.devices import choose_device
 from esmtune.esm2 import ESM2
 from esmtune.events import Notice, Watcher
-from esmtune.features import MEASURED_BYTES, fits_in_memory, size_of
-from esmtune.footprint import Footprint, Most, footprint_of_passing, footprint_of_training
+from esmtune.footprint import (
+    MEASURED_BYTES,
+    Footprint,
+    Most,
+    fits_in_memory,
+    footprint_of_passing,
+    footprint_of_training,
+    size_of,
+)
 from esmtune.journal import Journal
 from esmtune.memory import GIB, free_memory
 from esmtune.predictor import Predictor

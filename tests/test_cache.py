@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import esmtune
-from esmtune import embedding, features
+from esmtune import embedding, footprint
 from esmtune.cache import Cache, Collector, Kind, Shard, cache_at
 from esmtune.embedding import kind_of
 from esmtune.events import Progress
@@ -294,7 +294,7 @@ def test_what_a_stopped_embedding_computed_is_kept(tiny, tmp_path, monkeypatch, 
 def test_features_that_do_not_fit_are_read_from_disk(tiny, tmp_path, monkeypatch, counted):
     options = OPTIONS | {"encoder": str(tiny), "head": {"name": "attention"}, "cache": str(tmp_path)}
     inside = esmtune.train(ROWS, **options)
-    monkeypatch.setattr(features, "SHARE_OF_MEMORY", 0.0)
+    monkeypatch.setattr(footprint, "SHARE_OF_MEMORY", 0.0)
     counted.clear()
     said = []
     outside = esmtune.train(ROWS, watch=said.append, **options)
@@ -432,7 +432,7 @@ def test_a_cache_that_cannot_be_written_costs_no_run(tiny, tmp_path, monkeypatch
     heard = []
     esmtune.embed(str(tiny), list(TEN), cache=str(tmp_path), watch=heard.append)
     assert any("Read-only" in getattr(event, "text", "") for event in heard)
-    monkeypatch.setattr(features, "SHARE_OF_MEMORY", 0.0)
+    monkeypatch.setattr(footprint, "SHARE_OF_MEMORY", 0.0)
     with pytest.raises(OSError, match="cannot be written to the cache, from which they were to be read"):
         esmtune.train(ROWS, **options)
 
