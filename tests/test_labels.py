@@ -552,6 +552,15 @@ def test_grades_of_several_targets_have_each_their_order(tiny):
             esmtune.train(pl.DataFrame(rows), task={"order": order}, **options)
 
 
+def test_several_classes_of_each_residue_come_in_a_list():
+    texts, lists = ["a;b", "a", "b", "b"], [["a", "b"], ["a"], ["b"], ["b"]]
+    found = [
+        labels_of(curate({"sequence": proteins(3, (4,)), "y": [cell] * 3}, target=("y",), task="multilabel"))
+        for cell in (texts, lists)
+    ]
+    assert found[0] == found[1] == [(AB, A, B, B)] * 3
+
+
 def test_a_loss_that_no_target_takes_comes_with_those_there_are(tiny):
     rows = {"sequence": list(TEN), "x": [1.5, 2, 3, 4, 5] * 2, "y": ["a", "b"] * 5}
     with pytest.raises(ValueError, match=r"option loss 'hubber'\. Of numbers: .*huber.*; of classes: .*focal"):
