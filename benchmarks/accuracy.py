@@ -99,12 +99,13 @@ def run(name: str, row: Row, seed: int, kept: dict[str, Any], args: argparse.Nam
 def summary(name: str, row: Row, seeds: dict[str, dict[str, Any]], base: float | None) -> dict[str, Any]:
     """The row over the seeds that there are."""
     scores = [seed["test"][row.metric] for seed in seeds.values()]
+    ridges = [seed["ridge"] for seed in seeds.values() if seed.get("ridge") is not None]
     return {
         "row": name,
         **asdict(row),
         "mean": statistics.fmean(scores),
         "sd": statistics.stdev(scores) if len(scores) > 1 else None,
-        "ridge": base if base is not None else next(iter(seeds.values())).get("ridge"),
+        "ridge": base if base is not None or not ridges else statistics.fmean(ridges),
         "reached": row.target is None or statistics.fmean(scores) >= row.target,
         "seeds": seeds,
     }

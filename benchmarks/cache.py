@@ -4,7 +4,7 @@
 
 The first run begins with an empty cache, which `--cache` names and keeps; the others take another seed of the head.
 Prints the seconds of all, and the ratio of the first to the median of the others with its range, and writes them to
-benchmarks/results/cache.json, with date, processor and versions.
+benchmarks/results/cache-DATE.json, with date, processor and versions.
 """
 
 import argparse
@@ -30,10 +30,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="the first so many rows of each split")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cache", type=Path, help="a folder that is not there yet")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cache.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / f"cache-{date.today()}.json")
     args = parser.parse_args()
     if args.cache and args.cache.exists():
         sys.exit(f"{args.cache} is there already: name a new folder.")
+    if args.out.exists():
+        sys.exit(f"{args.out} is there already: name another file with --out.")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         frame = pl.read_csv(args.data)

@@ -264,10 +264,10 @@ def merge(
     # They predict the same, to rounding.
     new.calibration, new.scalings, new.references = predictor.calibration, predictor.scalings, predictor.references
     new.save(Path(out), self_contained=self_contained)
-    usual = members[0].takes("cpu")
-    precisions: list[Precision] = ["float32"] if usual == "float32" else ["float32", usual]
+    is_rounded = "bfloat16" in (members[0].takes("cpu"), members[0].spec.precision)  # here, or where it was trained
+    precisions: list[Precision] = ["float32", "bfloat16"] if is_rounded else ["float32"]
     apart = [f"{_difference(predictor, new, precision):.1g} in {precision}" for precision in precisions]
-    more = f" ({usual} rounds more: --precision float32 predicts as before)" if usual != "float32" else ""
+    more = " (bfloat16 rounds more: --precision float32 predicts as before)" if is_rounded else ""
     watch(Notice(f"Merged: outputs for three public sequences differ by {' and '.join(apart)}{more}."))
     return new
 

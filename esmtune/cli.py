@@ -114,10 +114,13 @@ def _switched_on(arguments: list[str]) -> list[str]:
     >>> _switched_on(["--head.ridge", "--tuning.rslora", "--head.hidden", "64", "--tuning.rank=4"])
     ['--head.ridge=true', '--tuning.rslora=true', '--head.hidden', '64', '--tuning.rank=4']
     """
-    of_parts = tuple(f"{part}." for part in PARTS)
+    of_parts, words = tuple(f"{part}." for part in PARTS), (".name", ".order", ".loss", ".pool", ".targets")
     return [
         f"{argument}=true"
-        if argument.startswith(of_parts) and "=" not in argument and (after is None or after.startswith("--"))
+        if argument.startswith(of_parts)
+        and not argument.endswith(words)
+        and "=" not in argument
+        and (after is None or after.startswith("--"))
         else argument
         for argument, after in zip(arguments, [*arguments[1:], None], strict=True)
     ]

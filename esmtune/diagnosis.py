@@ -26,8 +26,8 @@ PRECISIONS: tuple[Products, ...] = ("float32", "bfloat16")
 HEADS = (16, 24, 32, 64, 128)  # channels of a head, of all official encoders
 # How far a whole encoder of two layers may be from float64, as a share of the largest value.
 TOLERANCE: dict[Products, float] = {"float32": 1e-4, "bfloat16": 0.05}
-# And from itself, where only the order of sums is another: on a CPU 1e-6 and .01 were measured. Other devices round
-# differently for other shapes of a batch, by no more than they are off from float64.
+# And from itself on a CPU, where only the order of sums is another: 1e-6 and .01 were measured. Other devices round
+# differently for other shapes of a batch, and may be off from themselves as they are from float64.
 SAME: dict[Products, float] = {"float32": 1e-5, "bfloat16": 0.02}
 OF_ITSELF = ("company", "padding")
 TIMED = (20, 50, 80, 150)  # lengths
@@ -55,7 +55,8 @@ class Finding:
     @property
     def failed(self) -> tuple[str, ...]:
         """The tests that it failed."""
-        return tuple(name for name, error in self.errors.items() if not error <= tolerance(name, self.precision))
+        bounds = {name: tolerance(name, self.precision, self.device) for name in self.errors}
+        return tuple(name for name, error in self.errors.items() if not error <= bounds[name])
 
     @property
     def verdict(self) -> Literal["pass", "fail", "not available"]:
@@ -70,9 +71,9 @@ class Finding:
         return self.missing or self.broken or ", ".join(self.failed)
 
 
-def tolerance(test: str, precision: Products) -> float:
-    """How large the error of a test may be, as a share of the largest value."""
-    return (SAME if test in OF_ITSELF else TOLERANCE)[precision]
+def tolerance(test: str, precision: Products, device: str) -> float:
+    """How large the error of a test may be on a kind of device, as a share of the largest value."""
+    return (SAME if test in OF_ITSELF and device == "cpu" else TOLERANCE)[precision]
 
 
 @dataclass(frozen=True, kw_only=True)

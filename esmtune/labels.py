@@ -212,6 +212,8 @@ def order_of(order: str, place: int, count: int) -> str:
     Raises:
         ValueError: for another number of orders than there are targets with grades.
     """
+    if count == 1:
+        return order
     orders = order.split(";")
     if len(orders) not in (1, count):
         raise ValueError(

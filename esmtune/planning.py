@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from esmtune.assignments import fit_task
-from esmtune.batching import SPECIALS
+from esmtune.batching import SPECIALS, is_out_of_memory
 from esmtune.cache import cache_at
 from esmtune.commands import command_of
 from esmtune.composition import Origin, compose
@@ -135,12 +135,12 @@ def _command(data: Any, options: Mapping[str, Any]) -> str:
 
 
 def _provided(
-    config: TrainConfig, member: Member, origin: Origin, watch: Watcher = silent
+    config: TrainConfig, member: Member, origin: Origin, watch: Watcher = silent, also: int | float = 0
 ) -> tuple[Predictor, Provision]:
     """A predictor as it would be trained, and what is chosen for it."""
     torch.manual_seed(config.seed)
     predictor = compose(member.config, member.data, origin, fit_task(member.data, config.task), watch)
-    chosen = provision_of(predictor, config, member.data)
+    chosen = provision_of(predictor, config, member.data, also)
     predictor.encoder.recomputes = chosen.recomputes
     return predictor, chosen
 
@@ -270,9 +270,9 @@ def _advised(
     data: Any, options: Mapping[str, Any], config: TrainConfig, member: Member, origin: Origin, held: int
 ) -> Iterator[Advice]:
     """What fits instead: less of the encoder that moves, or a smaller one."""
-    name = (config.tuning or {})["name"]
+    name, asked = (config.tuning or {})["name"], configured(options)
     for tuning in LESS[LESS.index(name) + 1 :] if name in LESS else LESS:
-        other = replace(member.config, tuning={"name": tuning}, head=TrainConfig(head=options.get("head")).head)
+        other = replace(member.config, tuning={"name": tuning}, head=asked.head)
         own = replace(member, config=other)
         _, chosen = _provided(other, own, origin)
         if chosen.fits:
@@ -283,17 +283,23 @@ def _advised(
             )
     if config.init:
         return  # which brings its own encoder
-    on_cpu = choose_device(config.accelerator) == "cpu"
-    loaded = footprint_of_passing(origin.encoder, 0).weights if on_cpu else 0  # that would not be there
-    for name in _smaller(origin.encoder.config):
-        other = replace(member.config, encoder=f"{RANDOM}{name}")  # of the same shape, which is all that is asked
+    # By the size of another encoder, auto might come to another tuning than was measured.
+    tuned = {"tuning": name} if (asked.tuning or {}).get("name") == "auto" else {}
+    loaded = footprint_of_passing(origin.encoder, 0).weights  # that would not be there
+    for short in _smaller(origin.encoder.config):
+        other = replace(member.config, encoder=f"{RANDOM}{short}")  # of the same shape, which is all that is asked
         try:
-            _, chosen = _provided(other, replace(member, config=other), find_origin(other, member.data, silent))
+            start = find_origin(other, member.data, silent)
+            _, chosen = _provided(other, replace(member, config=other), start, also=loaded)
         except ValueError:  # it has fewer layers than were asked for
             continue
-        if chosen.peak <= chosen.room + loaded:
-            encoder = f"{RANDOM}{name}" if origin.source.is_random else name
-            command = _command(data, {**options, "encoder": encoder})
+        except (RuntimeError, MemoryError) as error:  # beside the other one there is no room for it
+            if not is_out_of_memory(error):
+                raise
+            continue
+        if chosen.fits:
+            encoder = f"{RANDOM}{short}" if origin.source.is_random else short
+            command = _command(data, {**options, "encoder": encoder, **tuned})
             yield Advice(text=f"--encoder {encoder}", peak=chosen.peak + held, command=command)
             return
 

@@ -141,10 +141,13 @@ def most_of(config: TrainConfig, data: Dataset) -> Most:
     )  # fmt: skip
 
 
-def provision_of(predictor: Predictor, config: TrainConfig, data: Dataset) -> Provision:
-    """What is chosen for training a composed predictor on data, by the memory that is free now."""
+def provision_of(predictor: Predictor, config: TrainConfig, data: Dataset, also: int | float = 0) -> Provision:
+    """What is chosen for training a composed predictor on data, by the memory that is free now.
+
+    `also` is the bytes of what is in this process beside it and will not be there.
+    """
     device = choose_device(config.accelerator)
-    room = room_for(footprint_of_passing(predictor.encoder, 0).weights, device)
+    room = room_for(footprint_of_passing(predictor.encoder, 0).weights + also, device)
     if device == "cpu":  # all processes share it; a GPU is each one's own
         room /= config.devices
     sequences = [r.sequence for r in data.of(None)]

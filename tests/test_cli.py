@@ -51,6 +51,9 @@ def test_an_option_of_a_part_without_a_value_is_true(table, tiny, tmp_path, shel
     answer = shell("train", table, "--target", "tm", "--encoder", tiny, "--head.hidden", "--epochs", "1")
     assert answer.code == 2
     assert "'hidden'" in answer.err
+    bare = shell("train", table, "--target", "tm", "--encoder", tiny, "--head", "--epochs", "1")
+    assert bare.code != 0
+    assert "'true'" not in bare.err
     assert "'true'" in answer.err
 
 

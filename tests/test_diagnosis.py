@@ -39,7 +39,7 @@ def test_the_processor_passes_in_both_precisions(monkeypatch):
             assert (each.verdict, each.why) == ("pass", "")
             assert set(each.errors) == {"golden", "company", "padding", "gradient"}
             assert least < each.errors["golden"]  # it does compare with something more exact
-            bounds = {name: diagnosis.tolerance(name, precision) for name in each.errors}
+            bounds = {name: diagnosis.tolerance(name, precision, "cpu") for name in each.errors}
             assert all(error < bounds[name] / 2 for name, error in each.errors.items())
             assert min(each.microseconds) > 0
         assert row(found, "varlen", precision).verdict == "not available"

@@ -97,6 +97,18 @@ def test_a_smaller_encoder_is_one_that_fits(monkeypatch):
     assert advised("esm2_t6_8M_UR50D") == []  # none is smaller
 
 
+def test_a_smaller_encoder_is_tuned_as_it_was_measured(monkeypatch):
+    monkeypatch.setattr("esmtune.provisions.free_memory", lambda device: 1 << 20)
+    monkeypatch.setattr("esmtune.tuning.FEW_LABELS", 1)
+    monkeypatch.setattr("esmtune.tuning.LARGE_ENCODER", 20_000_000)  # between the two
+    options = OPTIONS | {"tokens_per_batch": 64, "tuning": "auto", "head": "linear"}
+    found = esmtune.plan(ROWS, encoder="random:esm2_t12_35M_UR50D", **options)
+    assert found.tuning == "lora"
+    (smaller,) = [advice for advice in found.advice if advice.text.startswith("--encoder")]
+    assert "--tuning lora" in smaller.command
+    assert "auto" not in smaller.command
+
+
 def test_the_shell_says_time_memory_and_the_command(tiny, table, tmp_path, shell):
     out = tmp_path / "plan.json"
     answer = shell("plan", table, "--target", "tm", "--encoder", tiny, "--tuning", "lora", "--out", out)
