@@ -73,10 +73,10 @@ def table_of(row: Row, folder: Path) -> pl.DataFrame:
 
 def run(name: str, row: Row, seed: int, kept: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Train one seed with the defaults, or read what an earlier call made and `kept` of it; what is to be kept now."""
-    where = {"hardware": f"{processor()}, {torch.get_num_threads()} threads"}
+    hardware = f"{processor()}, {torch.get_num_threads()} threads"
     folder = args.runs / f"{name}{args.suffix}" / f"seed-{seed}"
     if (folder / "metrics.json").is_file():
-        where = {"hardware": kept.get("hardware", "unknown")}  # not this machine, or who knows
+        hardware = kept.get("hardware", "unknown")  # it may not have been this machine
     else:
         options = {"encoder": str(args.weights), "seed": seed, "precision": args.precision, **row.options}
         esmtune.train(table_of(row, args.data), out=folder, resume=True, watch=say, **options)
@@ -90,7 +90,7 @@ def run(name: str, row: Row, seed: int, kept: dict[str, Any], args: argparse.Nam
         "epoch": metrics.get("best", {}).get("epoch"),  # of few labels each fold has its own
         "seconds": environment["seconds"],
         "date": datetime.fromtimestamp((folder / "metrics.json").stat().st_mtime, UTC).date().isoformat(),
-        **where,
+        "hardware": hardware,
         "versions": environment["versions"],
         "config": config,
     }

@@ -6,9 +6,8 @@ from typing import Any
 
 from esmtune.config import REGRESSION, Part, TrainConfig
 from esmtune.distributions import distribution
-from esmtune.labels import order_of
 from esmtune.losses import class_loss, loss, ranking
-from esmtune.records import Dataset, Label, Level, of_target
+from esmtune.records import Dataset, Label, Level, of_target, order_of
 from esmtune.regression import Regression
 from esmtune.tasks import Multitask, Task, task
 
@@ -30,13 +29,12 @@ def fit_task(data: Dataset, asked: Part | None, labels: Sequence[Label] | None =
     if len(data.targets) == 1:
         return _fitted(data.kind, labels, options, data.level)
     parts, taken = [], set()
-    graded = [target.name for target in data.targets if target.kind == "ordinal"]
     for place, target in enumerate(data.targets):
         own = of_target(labels, place, data.targets)
         fitting = {k: v for k, v in options.items() if _takes(target.kind, k, v)}
         taken |= set(fitting)
-        if fitting.get("order") and target.name in graded:
-            fitting["order"] = order_of(str(fitting["order"]), graded.index(target.name), len(graded))
+        if target.kind == "ordinal" and "order" in fitting:
+            fitting["order"] = order_of(str(fitting["order"]), target.name, data.targets)
         parts.append((target.name, _fitted(target.kind, own, fitting, data.level)))
     for option, value in options.items():
         if option not in taken:

@@ -203,26 +203,6 @@ def natural(name: str) -> tuple[int, float, tuple[str | int, ...], str]:
     return (1, 0.0, tuple(int(x) if i % 2 else x for i, x in enumerate(re.split(r"([0-9]+)", name))), name)
 
 
-def order_of(order: str, place: int, count: int) -> str:
-    """The order of the grades of one of several targets: it is one for all of them, or one each, separated by `;`.
-
-    >>> order_of("low,high;no,yes", 1, 2), order_of("low,high", 1, 2)
-    ('no,yes', 'low,high')
-
-    Raises:
-        ValueError: for another number of orders than there are targets with grades.
-    """
-    if count == 1:
-        return order
-    orders = order.split(";")
-    if len(orders) not in (1, count):
-        raise ValueError(
-            f"order is {order!r}, which are {len(orders)} orders, but targets with grades are {count}: give one for "
-            "all, or one each in the order of the targets, separated by ;."
-        )
-    return orders[0] if len(orders) == 1 else orders[place]
-
-
 def grades_of(names: Collection[str], order: str = "") -> list[str]:
     """The grades from the lowest to the highest: as `order` names them, separated by commas, or numbers by their size.
 

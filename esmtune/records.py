@@ -166,3 +166,25 @@ class Dataset:
     def of(self, split: Split | None) -> list[Record]:
         """The records with a label that belong to a split, or all of them."""
         return [r for r in self.records if r.is_labeled and split in (None, r.split)]
+
+
+def order_of(order: str, name: str, targets: Sequence[Target]) -> str:
+    """The order of the grades of one target: it is one for all that have grades, or one each, separated by `;`.
+
+    >>> both = [Target(name=name, kind="ordinal", form="one") for name in ("x", "y")]
+    >>> order_of("low,high;no,yes", "y", both), order_of("low,high", "y", both)
+    ('no,yes', 'low,high')
+
+    Raises:
+        ValueError: for another number of orders than there are targets with grades.
+    """
+    graded = [target.name for target in targets if target.kind == "ordinal"]
+    if len(graded) == 1 or ";" not in order:
+        return order
+    orders = order.split(";")
+    if len(orders) != len(graded):
+        raise ValueError(
+            f"order is {order!r}, which are {len(orders)} orders, but targets with grades are {len(graded)}: give one "
+            "for all, or one each in the order of the targets, separated by ;."
+        )
+    return orders[graded.index(name)]

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from esmtune.labels import Reads, counted, entries, grades_of, is_marked, order_of, read_label, unknown_in
-from esmtune.records import Censored, Form, Label, Marks, Problem, Record, Row, Target, of_target
+from esmtune.labels import Reads, counted, entries, grades_of, is_marked, read_label, unknown_in
+from esmtune.records import Censored, Form, Label, Marks, Problem, Record, Row, Target, of_target, order_of
 
 Known = Mapping[str, Sequence[str]]  # the classes of each target, none for numbers
 
@@ -201,7 +201,6 @@ def check_labels(
     train = [r for r in records if r.split == "train"]
     classes: dict[str, Sequence[str]] = {}
     notices: list[str] = []
-    graded = [target.name for target in targets if target.kind == "ordinal"]
     for place, target in enumerate(targets):
         if target.kind == "mlm":
             continue
@@ -211,7 +210,7 @@ def check_labels(
             continue
         classes[target.name] = sorted({name for label in known for name in classes_in(label)})
         if target.kind == "ordinal":
-            grades_of(classes[target.name], order_of(order, graded.index(target.name), len(graded)))
+            grades_of(classes[target.name], order_of(order, target.name, targets))
         if target.kind == "binary" and len(known) > 2:
             raise ValueError(
                 f"--task binary needs two classes, {target.name!r} has {len(known):,}. Say --task multiclass."
