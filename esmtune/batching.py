@@ -1,12 +1,10 @@
 """Records of similar length, together, under a budget of tokens."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 
-T = TypeVar("T")
 SPECIALS = 2  # <cls> and <eos>
 
 
@@ -60,55 +58,6 @@ def remaining(
     if all(missing.issuperset(batch) for batch in touched):
         return touched
     return list(by_length(sorted(missing), lengths, budget))
-
-
-def halving(batch: Sequence[int], compute: Callable[[Sequence[int]], T]) -> Iterator[tuple[Sequence[int], T]]:
-    """Compute a batch; what does not fit into memory is halved and computed again, so that no record is lost.
-
-    Yields parts of the batch, in its order, and what came of each.
-
-    Raises:
-        TooLittleMemoryError: if a single sequence does not fit.
-    """
-    left = [batch]
-    while left:
-        part = left.pop()
-        try:
-            found = compute(part)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(part) < 2:
-                raise TooLittleMemoryError(
-                    "a single sequence does not fit into memory. Cut long ones: --max-length."
-                ) from error
-            half = len(part) // 2
-            left += [part[half:], part[:half]]
-            continue
-        yield part, found
-
-
-class TooLittleMemoryError(ValueError):
-    """There is too little memory for the least that can be computed at once."""
-
-
-# What torch says where memory ran out on a CPU: its allocator, C++, and oneDNN, which asks for code and for work space.
-OUT_OF_MEMORY = ("DefaultCPUAllocator", "std::bad_alloc", "could not create a primitive", "could not create a memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device had no memory left; torch has a class of its own for GPUs alone.
-
-    >>> is_out_of_memory(RuntimeError("could not create a primitive"))
-    True
-    >>> is_out_of_memory(RuntimeError("could not create a primitive descriptor for the matmul primitive"))
-    False
-    """
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    said = str(error)
-    # A descriptor is refused for what is asked, not for want of memory.
-    return any(known in said for known in OUT_OF_MEMORY) and "descriptor" not in said
 
 
 def shuffled(count: int, size: int, *, seed: int, epoch: int) -> Iterator[list[int]]:

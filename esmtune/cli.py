@@ -50,7 +50,7 @@ def main() -> None:
         messages.print(f"esmtune: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)
     except (RuntimeError, MemoryError) as error:
-        from esmtune.batching import is_out_of_memory
+        from esmtune.shortage import is_out_of_memory
 
         if "ESMTUNE_TRACEBACK" in os.environ or not is_out_of_memory(error):
             raise

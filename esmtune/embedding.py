@@ -6,7 +6,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from esmtune.batching import Budget, halving, remaining
+from esmtune.batching import Budget, remaining
 from esmtune.cache import Cache, Collector, Kind, Vectors
 from esmtune.config import Pooling, Precision
 from esmtune.devices import choose_precision, products
@@ -14,6 +14,7 @@ from esmtune.encoders import encoder_digest
 from esmtune.esm2 import ESM2, Tokens
 from esmtune.events import Progress, Watcher, silent
 from esmtune.pooling import POOLS
+from esmtune.shortage import halving
 
 
 @torch.inference_mode()

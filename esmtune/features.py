@@ -7,7 +7,7 @@ from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from esmtune.batching import Budget, halving, remaining
+from esmtune.batching import Budget, remaining
 from esmtune.cache import SHARD_BYTES, Collector, Kind, Vectors, cache_at
 from esmtune.config import TOKENS_PER_BATCH, TrainConfig
 from esmtune.devices import evaluating
@@ -17,6 +17,7 @@ from esmtune.events import Notice, Progress, Watcher
 from esmtune.footprint import fits_in_memory, points_of, size_of
 from esmtune.heads import Head
 from esmtune.predictor import Predictor
+from esmtune.shortage import halving
 
 UNSTREAMED = (
     "features that do not fit into memory cannot be written to the cache, from which they were to be read. Give it "

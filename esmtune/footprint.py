@@ -13,6 +13,7 @@ from esmtune.config import Precision
 from esmtune.devices import products
 from esmtune.esm2 import ESM2
 from esmtune.predictor import Predictor
+from esmtune.shortage import with_code
 from esmtune.spans import Spans
 
 # Channels of float32 a token that a pass holds beside what it keeps for the gradient, at its peak; measured as the
@@ -140,7 +141,7 @@ def _kept_by(encoder: ESM2, precision: Precision) -> tuple[float, float]:
     sizes = []
     with torch.random.fork_rng(devices=[]):
         for sequences in (1, 2):
-            sizes.append(_kept(encoder, (PROBED_TOKENS,) * sequences, precision))
+            sizes.append(with_code(_kept, encoder, (PROBED_TOKENS,) * sequences, precision))
     each = max(0.0, (sizes[1] - sizes[0]) / PROBED_TOKENS)
     return each, max(0.0, sizes[0] - each * PROBED_TOKENS)
 

@@ -8,11 +8,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from esmtune.batching import TooLittleMemoryError, is_out_of_memory
 from esmtune.events import Notice
 from esmtune.features import sum_over_processes
 from esmtune.inputs import Inputs
 from esmtune.predictor import Predictor
+from esmtune.shortage import TooLittleMemoryError, give_back, is_out_of_memory, with_code
 from esmtune.tasks import Total
 
 
@@ -67,11 +67,19 @@ def affordable(
     Raises:
         TooLittleMemoryError: if a single sequence does not fit.
     """
+    if fabric.world_size > 1:
+        return backward(fabric, model, inputs, batch, targets, weights, seed)
+
+    def anew() -> Total:
+        for weight in model.parameters():  # of an attempt before this one
+            weight.grad = None
+        return backward(fabric, model, inputs, batch, targets, weights, seed)
+
     while True:
         try:
-            return backward(fabric, model, inputs, batch, targets, weights, seed)
+            return with_code(anew)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or fabric.world_size > 1:
+            if not is_out_of_memory(error):
                 raise
             most = max(map(len, inputs.mine(batch)))
             if most < 2:
@@ -80,9 +88,8 @@ def affordable(
                     "last), or cut long sequences (--max-length)."
                 ) from error
             inputs.budget = inputs.budget.halved(most)
-            for weight in model.parameters():
-                weight.grad = None
             inputs.watch(Notice(f"Out of memory: on with at most {inputs.budget.sequences} sequences a pass."))
+        give_back()
 
 
 def step_of(optimizer: torch.optim.Optimizer) -> None:

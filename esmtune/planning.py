@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from esmtune.assignments import fit_task
-from esmtune.batching import SPECIALS, is_out_of_memory
+from esmtune.batching import SPECIALS
 from esmtune.cache import cache_at
 from esmtune.commands import command_of
 from esmtune.composition import Origin, compose
@@ -28,6 +28,7 @@ from esmtune.heads import Head
 from esmtune.members import Member, decided, find_origin, members_of
 from esmtune.predictor import Predictor
 from esmtune.provisions import Provision, provision_of
+from esmtune.shortage import is_out_of_memory
 from esmtune.writers import check_out, write_json
 
 TIMED = 3  # times that a step is timed, after one that warms up

@@ -20,7 +20,7 @@ from esmtune.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
 from esmtune.adapter_files import load_adapter
 from esmtune.adapters import adapter_weights, is_adapted, merge
 from esmtune.applicability import References, vectors_of
-from esmtune.batching import Budget, by_length, halving
+from esmtune.batching import Budget, by_length
 from esmtune.config import TOKENS_PER_BATCH, Computed, Precision
 from esmtune.devices import choose_precision, evaluating, products
 from esmtune.encoders import Source, encoder_digest, load_encoder
@@ -49,6 +49,7 @@ from esmtune.predicting import Predicting, Spec, concatenated
 from esmtune.records import Level
 from esmtune.sampling import drawn
 from esmtune.scaling import scaled
+from esmtune.shortage import halving, with_code
 from esmtune.tasks import MLM, Task, task
 
 # How much features vary, of their size, at least, that bfloat16 is not seen beside it: .01 to .03 in variants of one
@@ -114,7 +115,7 @@ class Predictor(nn.Module, Predicting):
         """How far the features of the reference, of which the pool makes one point, moved since training began."""
         assert self.reference is not None, "there is none outside of training"
         tokens, start = self.reference
-        return self.pooled(tokens).features[0] - start
+        return with_code(self.pooled, tokens).features[0] - start
 
     def pooled(self, tokens: Tokens) -> Pooled:
         """What the head's pool makes of tokens; the head alone takes it from there."""

@@ -23,6 +23,7 @@ from esmtune.optimization import parameter_groups
 from esmtune.pooling import Pooled
 from esmtune.predictor import Predictor
 from esmtune.records import Dataset, Label
+from esmtune.shortage import with_code
 from esmtune.standing import Fitted
 
 STATISTICS_SAMPLE = 1024  # sequences that tell mean and spread of the features, where the encoder moves
@@ -76,7 +77,7 @@ def _reference(inputs: Inputs, sample: list[int], seen: Pooled) -> tuple[Tokens,
     nearest = sample[int((features - features.mean(0)).square().sum(1).argmin())]
     tokens = Tokens.of([inputs.sequences[nearest]]).to(device)
     with torch.no_grad(), evaluating(predictor):
-        return tokens, predictor.pooled(tokens).features[0]
+        return tokens, with_code(predictor.pooled, tokens).features[0]
 
 
 def _prober(predictor: Predictor, inputs: Inputs, train: list[int], sample: list[int], seen: Pooled | None) -> Probing:

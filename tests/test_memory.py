@@ -1,6 +1,7 @@
 """Running out of memory, simulated: no record is lost, and the numbers are those of a machine that has enough."""
 
 import json
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,6 @@ import torch
 
 import esmtune
 from esmtune.assignments import fit_task
-from esmtune.batching import TooLittleMemoryError, halving, is_out_of_memory
 from esmtune.composition import Origin, compose, decided
 from esmtune.curation import curate_training
 from esmtune.encoders import Source
@@ -19,6 +19,7 @@ from esmtune.fitting import configured
 from esmtune.footprint import MEASURED_BYTES, Footprint, Most
 from esmtune.memory import _left_by_limits
 from esmtune.provisions import LOOKED_AT, footprints, most_of, provision
+from esmtune.shortage import NO_CODE, TooLittleMemoryError, halving, is_out_of_memory
 from tests.conftest import TEN, in_new_process, tiny_encoder
 
 ROWS = [(sequence, float(len(sequence) % 7) + number / 10) for number, sequence in enumerate(TEN)]
@@ -77,6 +78,39 @@ def test_what_torch_says_is_recognized():
     with pytest.raises(RuntimeError) as failed:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(failed.value)
+
+
+def refused():
+    """As oneDNN behaves in a thread that it once denied memory: code is refused there, however small the batch."""
+    if threading.current_thread() is threading.main_thread():
+        raise RuntimeError(NO_CODE)
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_num_threads()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_a_thread_that_gets_no_code_leaves_the_work_to_another(mode):
+    """Not even a single sequence is given up; threads compute as the one that they stand in for."""
+    with mode():
+        wanted = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_num_threads()
+        assert list(halving([7], lambda part: refused())) == [([7], wanted)]
+
+
+def test_training_goes_on_in_another_thread(tiny, monkeypatch):
+    options = OPTIONS | {"encoder": str(tiny), "tuning": "full"}
+    plenty = esmtune.train(ROWS, **options)
+    real = ESM2.representations
+
+    def representations(self, tokens, layers):
+        found = real(self, tokens, layers)
+        if threading.current_thread() is threading.main_thread():
+            raise RuntimeError(NO_CODE)
+        return found
+
+    monkeypatch.setattr(ESM2, "representations", representations)
+    said = []
+    other = esmtune.train(ROWS, watch=said.append, **options)
+    assert not any("Out of memory" in getattr(event, "text", "") for event in said)
+    assert other.history == plenty.history
 
 
 def test_predicting_and_embedding_lose_no_record(tiny, scarce):

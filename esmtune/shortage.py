@@ -1,0 +1,103 @@
+"""What is done where memory runs out, so that no record is lost."""
+
+import ctypes
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import copy_context
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+# What torch says where memory ran out on a CPU: its allocator, C++, Python's threads, and oneDNN, which asks for code
+# and for work space.
+NO_CODE = "could not create a primitive"
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator", "std::bad_alloc", "can't start new thread", NO_CODE, "could not create a memory",
+)  # fmt: skip
+
+
+class TooLittleMemoryError(ValueError):
+    """There is too little memory for the least that can be computed at once."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no memory left; torch has a class of its own for GPUs alone.
+
+    >>> is_out_of_memory(RuntimeError("could not create a primitive"))
+    True
+    >>> is_out_of_memory(RuntimeError("could not create a primitive descriptor for the matmul primitive"))
+    False
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(error)
+    # A descriptor is refused for what is asked, not for want of memory.
+    return any(known in said for known in OUT_OF_MEMORY) and "descriptor" not in said
+
+
+def halving(batch: Sequence[int], compute: Callable[[Sequence[int]], T]) -> Iterator[tuple[Sequence[int], T]]:
+    """Compute a batch; what does not fit into memory is halved and computed again, so that no record is lost.
+
+    Yields parts of the batch, in its order, and what came of each.
+
+    Raises:
+        TooLittleMemoryError: if a single sequence does not fit.
+    """
+    left = [batch]
+    while left:
+        part = left.pop()
+        try:
+            found = with_code(compute, part)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(part) < 2:
+                raise TooLittleMemoryError(
+                    "a single sequence does not fit into memory. Cut long ones: --max-length."
+                ) from error
+            half = len(part) // 2
+            left += [part[half:], part[:half]]
+        else:
+            yield part, found
+            continue
+        give_back()  # here, where the error no longer holds what had been computed
+
+
+def with_code(compute: Callable[..., T], *args: object) -> T:
+    """Compute from the beginning again, in a thread of its own, if oneDNN refuses this one its code.
+
+    oneDNN compiles in the thread that asks, and one that was denied memory once is refused everything new from then
+    on, however much has come free (github.com/uxlfoundation/oneDNN/pull/5907, of 2026, clears that mark).
+    """
+    try:
+        return compute(*args)
+    except RuntimeError as error:
+        if not (is_out_of_memory(error) and NO_CODE in str(error)):
+            raise
+    give_back()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(copy_context().run, _as_here(compute), *args).result()
+
+
+def _as_here(compute: Callable[..., T]) -> Callable[..., T]:
+    """The same, with or without a graph as in the thread that it comes from: torch asks each for itself."""
+    grads, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+    def run(*args: object) -> T:
+        with torch.inference_mode(inference), torch.set_grad_enabled(grads):
+            return compute(*args)
+
+    return run
+
+
+def give_back() -> None:
+    """Let go of what allocators keep for later: what is asked next may come from elsewhere, as oneDNN's code does."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    with suppress(AttributeError, OSError, TypeError):  # there is none but in glibc
+        ctypes.CDLL(None).malloc_trim(0)
