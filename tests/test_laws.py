@@ -80,11 +80,26 @@ def built(spec, encoder, layers):
     return part.to(encoder.embed_tokens.weight.dtype)
 
 
-def seen(encoder, sequences, layers, seeds=None):
-    """What the encoder says, of its last layer or of three side by side."""
-    x = encoder.representations(Tokens.of(sequences, seeds), [-1, 0, 1][:layers])
+def seen(encoder, sequences, layers, seeds=None, precision=torch.float64):
+    """What the encoder says, of its last layer or of three side by side; heads always compute as they are."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        x = encoder.representations(Tokens.of(sequences, seeds), [-1, 0, 1][:layers])
     cls, residues = (torch.cat([getattr(y, name) for y in x], dim=1) for name in ("cls", "residues"))
     return replace(x[0], cls=cls, residues=residues)
+
+
+def in_either_precision(law):
+    """Run a law in float64, and with products in bfloat16 as training and prediction have them.
+
+    Its tolerance is in shares of the largest output: a hundred roundings of 1e-16 and some, then two of 2^-8. In
+    bfloat16 processors differ in how many rows they multiply at once, none in what a row is multiplied with.
+    """
+    kinds = [(torch.float64, 1e-12), (torch.bfloat16, 2e-2)]
+    return pytest.mark.parametrize(("precision", "bound"), kinds, ids=["float64", "bfloat16"])(law)
+
+
+def encoder_in(precision):
+    return tiny_encoder().to(torch.float64 if precision == torch.float64 else torch.float32)
 
 
 def rows_of(part, sequences):
@@ -93,17 +108,17 @@ def rows_of(part, sequences):
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@in_either_precision
 @over_heads
-def test_company_changes_nothing(spec, layers, training):
+def test_company_changes_nothing(spec, layers, training, precision, bound):
     """Also in training: what dropout drops depends on a sequence's own seed alone."""
-    encoder, crowd = tiny_encoder().double(), ["GGA", "KALTARQQE", "M", "MKV"]
+    encoder, crowd = encoder_in(precision), ["GGA", "KALTARQQE", "M", "MKV"]
     part, seeds = built(spec, encoder, layers).train(training), torch.tensor([7, 8, 9, 10])
     with torch.inference_mode():
-        together = part(seen(encoder, crowd, layers, seeds)).split(rows_of(part, crowd))
-        for number, sequence in enumerate(crowd):
-            alone = part(seen(encoder, [sequence], layers, seeds[number : number + 1]))
-            # float64: a hundred roundings of 1e-16 and some
-            torch.testing.assert_close(alone, together[number], rtol=0, atol=1e-12)
+        together = part(seen(encoder, crowd, layers, seeds, precision))
+        for number, (sequence, own) in enumerate(zip(crowd, together.split(rows_of(part, crowd)), strict=True)):
+            alone = part(seen(encoder, [sequence], layers, seeds[number : number + 1], precision))
+            torch.testing.assert_close(alone, own, rtol=0, atol=bound * together.abs().max().item())
 
 
 @over_heads
@@ -156,14 +171,35 @@ def test_a_head_standardizes_what_it_sees(spec, layers):
     torch.testing.assert_close(part(moved), before, rtol=0, atol=1e-9)
 
 
+@in_either_precision
 @over_heads
-def test_outputs_come_in_the_order_of_the_sequences(spec, layers):
+def test_outputs_come_in_the_order_of_the_sequences(spec, layers, precision, bound):
     """One row a sequence, or one a residue, as the head's level says."""
-    encoder, sequences, order = tiny_encoder().double(), ["GGA", "KALTARQQE", "M", "MKV"], [2, 0, 3, 1]
+    encoder, sequences, order = encoder_in(precision), ["GGA", "KALTARQQE", "M", "MKV"], [2, 0, 3, 1]
     part = built(spec, encoder, layers).eval()
-    rows = part(seen(encoder, sequences, layers)).split(rows_of(part, sequences))
-    turned = part(seen(encoder, [sequences[i] for i in order], layers))
-    torch.testing.assert_close(turned, torch.cat([rows[i] for i in order]), rtol=0, atol=1e-12)
+    rows = part(seen(encoder, sequences, layers, precision=precision)).split(rows_of(part, sequences))
+    turned = part(seen(encoder, [sequences[i] for i in order], layers, precision=precision))
+    wanted = torch.cat([rows[i] for i in order])
+    torch.testing.assert_close(turned, wanted, rtol=0, atol=bound * wanted.detach().abs().max().item())
+
+
+@over_heads
+def test_a_head_saved_is_a_head_loaded(spec, layers):
+    """By its weights alone, in a new one of the same options: outputs are equal bit for bit."""
+    from safetensors.torch import load, save
+
+    encoder = tiny_encoder()
+    part = built(spec, encoder, layers).eval()
+    pooled = part.pool(seen(encoder, ["GGAK", "MKV", "WWLE", "PPTS"], layers))
+    if part.standardizes:
+        part.fit(pooled)
+    torch.manual_seed(1)
+    again = head.build(spec, 32, 3, layers).eval()
+    again.tie(encoder)
+    torch.nn.init.normal_(next(again.parameters()))  # whatever it starts with
+    expected = part(seen(encoder, ["GGAK", "M"], layers))
+    again.load_state_dict(load(save({name: weight.contiguous() for name, weight in part.state_dict().items()})))
+    assert torch.equal(again(seen(encoder, ["GGAK", "M"], layers)), expected)
 
 
 @over_heads
