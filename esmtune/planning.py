@@ -1,9 +1,6 @@
 """Plan: what a training will take, in time and memory, told from a few steps that are thrown away."""
 
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,38 +9,23 @@ import psutil
 import torch
 
 from esmtune.assignments import fit_task
-from esmtune.batching import SPECIALS
-from esmtune.cache import cache_at
 from esmtune.commands import command_of
 from esmtune.composition import Origin, compose
 from esmtune.config import TrainConfig
 from esmtune.curation import curate_training
-from esmtune.devices import choose_device, evaluating
-from esmtune.embedding import kind_of
-from esmtune.esm2 import OFFICIAL, RANDOM, ESM2Config, Tokens
+from esmtune.devices import choose_device
+from esmtune.esm2 import OFFICIAL, RANDOM, ESM2Config
 from esmtune.events import Watcher, silent
 from esmtune.fitting import configured
 from esmtune.footprint import footprint_of_passing
-from esmtune.heads import Head
 from esmtune.members import Member, decided, find_origin, members_of
 from esmtune.predictor import Predictor
 from esmtune.provisions import Provision, provision_of
 from esmtune.shortage import is_out_of_memory
+from esmtune.timings import Stage, stages_of, steps_of, steps_per_epoch
 from esmtune.writers import check_out, write_json
 
-TIMED = 3  # times that a step is timed, after one that warms up
-TIMED_TOKENS = 1024  # in a timed step at most, but for a single sequence that is longer
 LESS = ("lora", "frozen")  # tunings that take less, the greater first
-AROUND = 1.3  # how far a machine drifts from what was timed, either way (docs/decisions/0018-memory.md)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A part of a training, and how many seconds it takes, from and to."""
-
-    name: str
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +96,12 @@ def plan(
         stages: tuple[Stage, ...] = ()
         if chosen.fits:
             predictor = predictor.to(choose_device(config.accelerator))
-            stages = tuple(_stages(predictor, config, members, chosen))
+            stages = tuple(stages_of(predictor, config, members, chosen))
     lengths = [len(r.sequence) for r in dataset.of("train")]
     found = Plan(
         encoder=origin.source.name, tuning=str((config.tuning or {})["name"]), records=len(lengths),
         residues=sum(lengths), longest=max(map(len, (r.sequence for r in dataset.of(None)))), trainings=len(members),
-        epochs=-(-_steps(members[0]) // max(1, _steps_per_epoch(members[0]))), stages=stages,
+        epochs=-(-steps_of(members[0]) // max(1, steps_per_epoch(members[0]))), stages=stages,
         tokens_per_batch=chosen.tokens,
         checkpoint_activations=chosen.recomputes, peak=chosen.peak + held, room=int(chosen.room) + held,
         fits=chosen.fits, command=_command(data, options),
@@ -144,127 +126,6 @@ def _provided(
     chosen = provision_of(predictor, config, member.data, also)
     predictor.encoder.recomputes = chosen.recomputes
     return predictor, chosen
-
-
-def _stages(predictor: Predictor, config: TrainConfig, members: Sequence[Member], chosen: Provision) -> Iterator[Stage]:
-    """What takes time in a training, by steps that are timed."""
-    data = members[0].data
-    everything = [r.sequence for r in data.of(None)]
-    batch = _timed_batch(everything, chosen.tokens)
-    tokens = Tokens.of(batch).to(predictor.device)
-    residues = sum(map(len, batch))
-
-    def passing() -> None:
-        with torch.inference_mode(), evaluating(predictor):
-            predictor.pooled(tokens)
-
-    forward = _timed(passing)
-    if not predictor.rates and not predictor.masks:  # the encoder passes each sequence once, whatever comes then
-        missing = sum(map(len, _not_kept(predictor, config, everything)))
-        if missing:
-            yield _stage("embedding", forward, missing / residues)
-        if not predictor.head.is_solved:
-            steps = sum(_steps(member) for member in members)
-            yield _stage("training", _timed(_of_head(predictor, everything, members[0].config)), steps)
-        return
-    epochs = _steps(members[0]) / max(1, _steps_per_epoch(members[0]))
-    learned, held = (sum(len(r.sequence) for m in members for r in m.data.of(split)) for split in ("train", "valid"))
-    yield _stage("training", _timed(_of_both(predictor, tokens)), epochs * learned / residues)
-    steps = sum(_steps_per_epoch(member) for member in members)
-    config = members[0].config
-    is_cut = learned > chosen.tokens * steps or (config.micro_batch_size or math.inf) < (config.global_batch_size or 1)
-    if predictor.task.compares and (is_cut or config.devices * config.num_nodes > 1):  # whose outputs are needed first
-        yield _stage("comparing", forward, epochs * learned / residues)
-    yield _stage("validating", forward, epochs * held / residues)
-    yield _stage("predicting", forward, len(members) * sum(map(len, everything)) / residues)
-
-
-def _stage(name: str, times: tuple[float, float], count: int | float) -> Stage:
-    return Stage(name=name, low=times[0] * count / AROUND, high=times[1] * count * AROUND)
-
-
-def _timed(work: Callable[[], None]) -> tuple[float, float]:
-    """The shortest and the longest of a few times, in seconds."""
-    times = []
-    for _ in range(1 + TIMED):  # the first one warms up
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times[1:]), max(times[1:])
-
-
-def _timed_batch(sequences: Sequence[str], most: int) -> list[str]:
-    """Sequences of all lengths there are, in one pass."""
-    ordered = sorted(sequences, key=len)
-    count = 1
-    batch = [ordered[len(ordered) // 2]]
-    while count < len(ordered):
-        count *= 2
-        few = [ordered[(2 * i + 1) * len(ordered) // (2 * count)] for i in range(min(count, len(ordered)))]
-        if sum(len(s) + SPECIALS for s in few) > min(most, TIMED_TOKENS):
-            break
-        batch = few
-    return batch
-
-
-def _of_both(predictor: Predictor, tokens: Tokens) -> Callable[[], None]:
-    """A step through encoder and head, without the optimizer's part, which is small beside it."""
-
-    def work() -> None:
-        with _learning(predictor):
-            predictor(tokens).float().square().mean().backward()
-
-    return work
-
-
-def _of_head(predictor: Predictor, sequences: Sequence[str], config: TrainConfig) -> Callable[[], None]:
-    """A step of the head alone, on numbers of no meaning."""
-    batch = _timed_batch(sequences, 1 << 30)[: config.global_batch_size or 1]
-    batch = (batch * (config.global_batch_size or 1))[: config.global_batch_size or 1]
-    lengths = tuple(len(s) if predictor.head.sees_residues else 1 for s in batch)
-    features = torch.randn(sum(lengths), predictor.features_dim)
-    pooled = predictor.head.pooled(features, lengths, torch.zeros(len(batch), dtype=torch.long)).to(predictor.device)
-    optimizer = torch.optim.AdamW(predictor.head.parameters(), lr=0.0, fused=predictor.device.type in ("cpu", "cuda"))
-
-    def work() -> None:
-        with _learning(predictor):
-            predictor.head(pooled).float().square().mean().backward()
-            optimizer.step()
-
-    return work
-
-
-@contextmanager
-def _learning(predictor: Predictor) -> Iterator[None]:
-    predictor.train()
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        predictor.eval()
-        for weight in predictor.parameters():
-            weight.grad = None
-
-
-def _steps(member: Member) -> int:
-    return member.config.max_steps or (member.config.epochs or 1) * _steps_per_epoch(member)
-
-
-def _steps_per_epoch(member: Member) -> int:
-    return -(-len(member.data.of("train")) // (member.config.global_batch_size or 1))
-
-
-def _not_kept(predictor: Predictor, config: TrainConfig, sequences: Sequence[str]) -> list[str]:
-    """The sequences, each once, that no cache has."""
-    distinct = list(dict.fromkeys(sequences))
-    cache = cache_at(config.cache) if type(predictor.head).pool is Head.pool else None
-    if cache is None:
-        return distinct
-    kind = kind_of(predictor.encoder, predictor.head.pool_name, predictor.precision)
-    found = cache.read(kind, predictor.spec.layers, distinct)
-    return [sequence for sequence, vectors in zip(distinct, found, strict=True) if vectors is None]
 
 
 def _advised(

@@ -48,7 +48,7 @@ def test_what_a_cache_has_is_not_counted(tiny, tmp_path):
 
 def test_a_training_takes_as_long_as_the_steps_it_has(tiny, monkeypatch):
     """With steps that take a second each: what a machine really takes is no business of a test."""
-    monkeypatch.setattr("esmtune.planning._timed", lambda work: (work(), (1.0, 1.0))[1])
+    monkeypatch.setattr("esmtune.timings._timed", lambda work: (work(), (1.0, 1.0))[1])
     few, many, capped = (
         esmtune.plan(ROWS, encoder=str(tiny), tuning="full", **OPTIONS, **counts).seconds[1]
         for counts in ({"epochs": 10}, {"epochs": 200}, {"epochs": 200, "max_steps": 5})
