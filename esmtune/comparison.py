@@ -20,6 +20,7 @@ from esmtune.events import Notice, Watcher, counted_as
 from esmtune.metrics import sign_of
 from esmtune.predictor import find_encoder
 from esmtune.records import Censored, Label, Level, Record
+from esmtune.shortage import with_code
 from esmtune.tasks import Task
 
 Lookup = Callable[[str], "Float[np.ndarray, 'points channels'] | None"]  # what was computed of a sequence before
@@ -258,6 +259,7 @@ def expecter(name: str, device: str, watch: Watcher) -> Expect:
         encoder = network()
         if encoder is None:
             return None
-        return encoder.logits(Tokens.of([sequence]).to(torch.device(device))).float().log_softmax(-1).cpu().numpy()
+        logits = with_code(encoder.logits, Tokens.of([sequence]).to(torch.device(device)))
+        return logits.float().log_softmax(-1).cpu().numpy()
 
     return expect

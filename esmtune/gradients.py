@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from esmtune.events import Notice
 from esmtune.features import sum_over_processes
 from esmtune.inputs import Inputs
+from esmtune.memory import give_back_now
 from esmtune.predictor import Predictor
-from esmtune.shortage import TooLittleMemoryError, give_back, is_out_of_memory, with_code
+from esmtune.shortage import TooLittleMemoryError, is_out_of_memory, with_code
 from esmtune.tasks import Total
 
 
@@ -70,14 +71,21 @@ def affordable(
     if fabric.world_size > 1:
         return backward(fabric, model, inputs, batch, targets, weights, seed)
 
-    def anew() -> Total:
-        for weight in model.parameters():  # of an attempt before this one
-            weight.grad = None
-        return backward(fabric, model, inputs, batch, targets, weights, seed)
+    states = [(generator, generator.get_state()) for generator in _generators(fabric.device)]
+
+    def whole() -> Total:
+        try:
+            return backward(fabric, model, inputs, batch, targets, weights, seed)
+        except BaseException:  # as it was before
+            for weight in model.parameters():
+                weight.grad = None
+            for generator, state in states:
+                generator.set_state(state)
+            raise
 
     while True:
         try:
-            return with_code(anew)
+            return with_code(whole)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -89,7 +97,13 @@ def affordable(
                 ) from error
             inputs.budget = inputs.budget.halved(most)
             inputs.watch(Notice(f"Out of memory: on with at most {inputs.budget.sequences} sequences a pass."))
-        give_back()
+        give_back_now()
+
+
+def _generators(device: torch.device) -> list[torch.Generator]:
+    """Where PEFT and torch's own modules draw from."""
+    on_device = [torch.cuda.default_generators[device.index or 0]] if device.type == "cuda" else []
+    return [torch.default_generator, *on_device]
 
 
 def step_of(optimizer: torch.optim.Optimizer) -> None:

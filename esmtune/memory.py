@@ -1,5 +1,8 @@
 """How much memory a process took at its peak, and how much a device has left; 1 GiB is 2 to the 30th bytes."""
 
+import ctypes
+import gc
+import mmap
 import resource
 import sys
 from dataclasses import dataclass
@@ -8,6 +11,8 @@ from typing import Any
 
 GIB = 2**30
 _M_MMAP_THRESHOLD = -3  # in malloc.h
+STACK = 8 * 2**20  # bytes: of a thread, where none is set
+BESIDE = 4 * 2**20  # bytes: what else a thread takes as it starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +89,34 @@ def give_back_at_once() -> None:
     Otherwise glibc keeps them between blocks that are in use, and a training that keeps little of much takes up to
     six times as much memory (docs/LOG.md). It costs 15 to 60 % more time.
     """
-    if sys.platform == "linux":
-        import ctypes
+    _glibc("mallopt", _M_MMAP_THRESHOLD, 2**20)
 
-        set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none, and need none
-        if set_option is not None:
-            set_option(_M_MMAP_THRESHOLD, 2**20)
+
+def give_back_now() -> None:
+    """Let go of what glibc and GPUs keep of freed blocks: what is asked next may not come from there."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    _glibc("malloc_trim", 0)
+
+
+def is_room_for_threads(count: int) -> bool:
+    """Whether so many threads can have their stacks; where libgomp cannot start one, it ends the whole process."""
+    stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    try:
+        mmap.mmap(-1, count * (stack if stack > 0 else STACK) + BESIDE).close()
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _glibc(name: str, *arguments: int) -> None:
+    if sys.platform == "linux":
+        function = getattr(ctypes.CDLL(None), name, None)  # other C libraries have none, and need none
+        if function is not None:
+            function(*arguments)
 
 
 def _high_water_mark() -> int:

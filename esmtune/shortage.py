@@ -1,23 +1,19 @@
 """What is done where memory runs out, so that no record is lost."""
 
-import ctypes
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from contextvars import copy_context
 from typing import TypeVar
 
 import torch
 
+from esmtune.memory import give_back_now, is_room_for_threads
+
 T = TypeVar("T")
 
-# What torch says where memory ran out on a CPU: its allocator, C++, Python's threads, and oneDNN, which asks for code
-# and for work space.
+# What torch says where memory ran out on a CPU: its allocator, C++, and oneDNN, which asks for code and for work space.
 NO_CODE = "could not create a primitive"
-OUT_OF_MEMORY = (
-    "DefaultCPUAllocator", "std::bad_alloc", "can't start new thread", NO_CODE, "could not create a memory",
-)  # fmt: skip
+SIGNS = ("DefaultCPUAllocator", "std::bad_alloc", NO_CODE, "could not create a memory")
 
 
 class TooLittleMemoryError(ValueError):
@@ -36,7 +32,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     said = str(error)
     # A descriptor is refused for what is asked, not for want of memory.
-    return any(known in said for known in OUT_OF_MEMORY) and "descriptor" not in said
+    return any(known in said for known in SIGNS) and "descriptor" not in said
 
 
 def halving(batch: Sequence[int], compute: Callable[[Sequence[int]], T]) -> Iterator[tuple[Sequence[int], T]]:
@@ -64,23 +60,31 @@ def halving(batch: Sequence[int], compute: Callable[[Sequence[int]], T]) -> Iter
         else:
             yield part, found
             continue
-        give_back()  # here, where the error no longer holds what had been computed
+        give_back_now()  # here, where the error no longer holds what had been computed
 
 
 def with_code(compute: Callable[..., T], *args: object) -> T:
     """Compute from the beginning again, in a thread of its own, if oneDNN refuses this one its code.
 
     oneDNN compiles in the thread that asks, and one that was denied memory once is refused everything new from then
-    on, however much has come free (github.com/uxlfoundation/oneDNN/pull/5907, of 2026, clears that mark).
+    on, however much has come free (github.com/uxlfoundation/oneDNN/pull/5907, of 2026, clears that mark). What is
+    computed finds the thread's mode of gradients there, but must open an autocast by itself.
     """
     try:
         return compute(*args)
     except RuntimeError as error:
         if not (is_out_of_memory(error) and NO_CODE in str(error)):
             raise
-    give_back()
+        refused = str(error)
+    give_back_now()
+    if not is_room_for_threads(1 + torch.get_num_threads()):  # it starts those of its products
+        raise RuntimeError(refused)
     with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(copy_context().run, _as_here(compute), *args).result()
+        try:
+            answer = thread.submit(copy_context().run, _as_here(compute), *args)
+        except RuntimeError as error:  # a process may have so many of them
+            raise RuntimeError(refused) from error
+        return answer.result()
 
 
 def _as_here(compute: Callable[..., T]) -> Callable[..., T]:
@@ -92,12 +96,3 @@ def _as_here(compute: Callable[..., T]) -> Callable[..., T]:
             return compute(*args)
 
     return run
-
-
-def give_back() -> None:
-    """Let go of what allocators keep for later: what is asked next may come from elsewhere, as oneDNN's code does."""
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    with suppress(AttributeError, OSError, TypeError):  # there is none but in glibc
-        ctypes.CDLL(None).malloc_trim(0)

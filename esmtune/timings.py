@@ -18,6 +18,7 @@ from esmtune.heads import Head
 from esmtune.members import Member
 from esmtune.predictor import Predictor
 from esmtune.provisions import Provision
+from esmtune.shortage import with_code
 
 TIMED = 3  # times that a step is timed, after one that warms up
 TIMED_TOKENS = 1024  # in a timed step at most, but for a single sequence that is longer
@@ -77,7 +78,7 @@ def _timed(work: Callable[[], None]) -> tuple[float, float]:
     times = []
     for _ in range(1 + TIMED):  # the first one warms up
         start = time.perf_counter()
-        work()
+        with_code(work)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)

@@ -17,7 +17,7 @@ from esmtune.esm2 import ESM2, Tokens
 from esmtune.events import silent
 from esmtune.fitting import configured
 from esmtune.footprint import MEASURED_BYTES, Footprint, Most
-from esmtune.memory import _left_by_limits
+from esmtune.memory import _left_by_limits, is_room_for_threads
 from esmtune.provisions import LOOKED_AT, footprints, most_of, provision
 from esmtune.shortage import NO_CODE, TooLittleMemoryError, halving, is_out_of_memory
 from tests.conftest import TEN, in_new_process, tiny_encoder
@@ -95,22 +95,56 @@ def test_a_thread_that_gets_no_code_leaves_the_work_to_another(mode):
         assert list(halving([7], lambda part: refused())) == [([7], wanted)]
 
 
-def test_training_goes_on_in_another_thread(tiny, monkeypatch):
-    options = OPTIONS | {"encoder": str(tiny), "tuning": "full"}
+@pytest.mark.parametrize("tuning", ["full", {"name": "lora", "dropout": 0.3}], ids=["full", "lora"])
+@pytest.mark.parametrize("passes", [0, 1, 2])
+def test_training_goes_on_in_another_thread_bit_for_bit(tiny, monkeypatch, tuning, passes):
+    """Refused from the first pass on, or after gradients of some micro-batches are there: what is drawn is the same."""
+    options = OPTIONS | {"encoder": str(tiny), "tuning": tuning, "micro_batch_size": 1}
     plenty = esmtune.train(ROWS, **options)
-    real = ESM2.representations
+    real, seen = ESM2.representations, []
 
     def representations(self, tokens, layers):
         found = real(self, tokens, layers)
         if threading.current_thread() is threading.main_thread():
-            raise RuntimeError(NO_CODE)
+            seen.append(torch.is_grad_enabled())
+            if sum(seen) > passes or not (seen[-1] or passes):
+                raise RuntimeError(NO_CODE)
         return found
 
     monkeypatch.setattr(ESM2, "representations", representations)
     said = []
     other = esmtune.train(ROWS, watch=said.append, **options)
+    assert sum(seen) > passes or (seen and not passes)  # then outputs, which come first, are refused already
     assert not any("Out of memory" in getattr(event, "text", "") for event in said)
     assert other.history == plenty.history
+
+
+@pytest.mark.parametrize("lacks", ["room", "threads"])
+def test_without_another_thread_batches_are_halved(monkeypatch, lacks):
+    """An OpenMP that finds no room for its threads would end the process."""
+    if lacks == "room":
+        monkeypatch.setattr("esmtune.shortage.is_room_for_threads", lambda count: False)
+    else:
+        monkeypatch.setattr(threading.Thread, "start", lambda self: (_ for _ in ()).throw(RuntimeError("can't start")))
+    found = list(halving([3, 1, 2], lambda part: part if len(part) == 1 else refused()))
+    assert found == [([3], [3]), ([1], [1]), ([2], [2])]
+
+
+def test_room_for_threads_is_that_of_the_process():
+    assert is_room_for_threads(2)
+    assert not is_room_for_threads(1 << 50)
+
+
+def test_a_plan_goes_on_in_another_thread(tiny, monkeypatch):
+    real = ESM2.representations
+
+    def representations(self, tokens, layers):
+        if threading.current_thread() is threading.main_thread():
+            raise RuntimeError(NO_CODE)
+        return real(self, tokens, layers)
+
+    monkeypatch.setattr(ESM2, "representations", representations)
+    assert esmtune.plan(ROWS, encoder=str(tiny), **OPTIONS).fits
 
 
 def test_predicting_and_embedding_lose_no_record(tiny, scarce):
@@ -192,14 +226,15 @@ def test_predicting_and_embedding_say_what_they_computed_in_and_held(tiny, monke
         assert found.about["precision"] == precision
 
 
-def test_a_process_that_may_not_take_more_goes_on_in_smaller_batches(tmp_path):
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_process_that_may_not_take_more_goes_on_in_smaller_batches(tmp_path, threads):
     """Not simulated: the address space of a process is bounded, and batches are too large for it."""
     script = """
 import resource, sys
 import numpy as np, torch
 import esmtune
 from tests.conftest import TEN
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[1]))
 sequences = [sequence * 12 for sequence in TEN] * 2
 small = esmtune.embed("random:esm2_t6_8M_UR50D", sequences, tokens_per_batch=1500).vectors
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -211,7 +246,7 @@ print(float(np.abs(large - small).max()))
     file.write_text(script)
     import os
 
-    answer = in_new_process(file, PYTHONPATH=os.getcwd(), OMP_NUM_THREADS="1")
+    answer = in_new_process(file, threads, PYTHONPATH=os.getcwd(), OMP_NUM_THREADS=str(threads))
     assert answer.code == 0, answer.err
     assert float(answer.out) < 1e-4
 
