@@ -14,12 +14,12 @@ from esmtune.spans import Spans, sent
 from esmtune.ways import WAYS, runs
 
 # Kernels that are faster than PyTorch's fused one on a processor, by its units, dtype and direction, up to how many
-# tokens. With AVX512-BF16 tiles take .13 to .91 of its time with the backward pass, at every length that was measured:
-# benchmarks/results/attention-bfloat16.json. Forward they would take .5 to 1.0 of it, but scores that are rounded put
-# single residues of an embedding off by twice as much (docs/LOG.md). With AMX plain products were measured on another
-# machine, not in benchmarks/: forward and backward on two cores, length 317 6.2 ms against 13.4 (heads of 16) and 8.2
-# against 16.2 (heads of 64), length 1,000 123 against 79; lines through these in logarithms cross at 640. In float32
-# nothing was faster: benchmarks/results/attention-float32.json.
+# tokens. With AVX512-BF16 tiles take .17 to 1.07 of its time with the backward pass on an Intel Xeon, the most at
+# 1,000 tokens: benchmarks/results/attention-bfloat16.json. Forward they take 1.04 to 3.1 of it; on an AMD EPYC .53 to
+# 1.9, but scores that are rounded put single residues of an embedding off by twice as much (docs/LOG.md). With AMX
+# plain products were measured on another machine, not in benchmarks/: forward and backward on two cores, length 317
+# 6.2 ms against 13.4 (heads of 16) and 8.2 against 16.2 (heads of 64), length 1,000 123 against 79; lines through
+# these in logarithms cross at 640. In float32 nothing was faster: benchmarks/results/attention-float32.json.
 FASTER = {
     ("amx", torch.bfloat16, "backward"): ("products", 512),
     ("avx512_bf16", torch.bfloat16, "backward"): ("tiled", 2048),
