@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from esmtune.memory import give_back_now, is_room_for_threads
+from esmtune.memory import give_back_now, is_room_for_threads, share_arena
 
 T = TypeVar("T")
 
@@ -79,6 +79,7 @@ def with_code(compute: Callable[..., T], *args: object) -> T:
     give_back_now()
     if not is_room_for_threads(1 + torch.get_num_threads()):  # it starts those of its products
         raise RuntimeError(refused)
+    share_arena()
     with ThreadPoolExecutor(max_workers=1) as thread:
         try:
             answer = thread.submit(copy_context().run, _as_here(compute), *args)
