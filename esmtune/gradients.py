@@ -77,8 +77,7 @@ def affordable(
         try:
             return backward(fabric, model, inputs, batch, targets, weights, seed)
         except BaseException:  # as it was before
-            for weight in model.parameters():
-                weight.grad = None
+            model.zero_grad()
             for generator, state in states:
                 generator.set_state(state)
             raise

@@ -134,8 +134,7 @@ def _learning(predictor: Predictor) -> Iterator[None]:
             yield
     finally:
         predictor.eval()
-        for weight in predictor.parameters():
-            weight.grad = None
+        predictor.zero_grad()
 
 
 def steps_of(member: Member) -> int:
