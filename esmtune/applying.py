@@ -72,7 +72,7 @@ def predict(
     names = readings(task, targets, example, [1], details=details).columns
     add_bounds, by_identity = None, False
     if interval is not None:
-        from esmtune.reliability import bound_columns, check_level
+        from esmtune.intervals import bound_columns, check_level
 
         for text in check_level(task, targets, predictor.calibration, interval, conditional=conditional):
             watch(Notice(text))

@@ -1,8 +1,7 @@
 """Vectors of sequences, kept on disk between runs, so that a frozen encoder computes each of them once.
 
-A shard is one safetensors file: digests of sequences, and what an encoder's layers gave for them. It
-is written under another name, flushed and renamed, never changed, and refused if its checksum
-differs: writers do not wait for each other, and a kill at any moment leaves whole shards.
+It is made of shards, each a file that is written under another name, flushed and renamed, never changed, and refused if
+its checksums differ: writers do not wait for each other, and a kill at any moment leaves whole shards.
 """
 
 import hashlib
@@ -12,23 +11,19 @@ import re
 import shutil
 import time
 import uuid
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from safetensors.numpy import save
 
 from esmtune.config import CACHE_GB, Pooling
 from esmtune.events import Notice, Watcher
+from esmtune.shards import Shard, Vectors, digest_of, packed
 from esmtune.writers import whole_file
 
 VERSION = 1  # of the shards, and of every number that an encoder gives: raised when one of them changes
-DIGEST = 32  # bytes
 UNWRITABLE = (
     "CACHE: nothing can be written to {} ({}), so that these embeddings are not kept for other runs. Name another "
     "folder with --cache or ESMTUNE_CACHE, or none."
@@ -40,8 +35,6 @@ ABANDONED = 24 * 3600  # seconds after which a file that was never renamed is no
 # What it wrote and nothing else is counted, replaced or cleared: the folder may be one that holds other things too.
 FOLDER = re.compile("[0-9a-f]{32}")
 SHARD, UNFINISHED = re.compile(r"[0-9a-f]{32}\.safetensors"), re.compile(r"\.[0-9a-f]{32}\.safetensors\.\d+\.tmp")
-
-Vectors = tuple[Float[np.ndarray, "_ dim"], ...]  # of one sequence, an array a layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,16 +112,8 @@ class Cache:
         """
         if not sequences:
             return
-        counts = [len(arrays[0]) for arrays in vectors]
-        tensors = {
-            f"layer.{layer}": np.concatenate([arrays[number] for arrays in vectors])
-            for number, layer in enumerate(layers)
-        }
-        digests = np.frombuffer(b"".join(map(digest_of, sequences)), np.uint8).reshape(-1, DIGEST)
-        tensors |= {"digests": digests, "starts": np.cumsum([0, *counts], dtype=np.int64)}
-        sums = {name: _checksum(array) for name, array in tensors.items()}
         about = {"encoder": encoder, **{name: str(value) for name, value in asdict(kind).items()}}
-        content = save(tensors, {**about, "checksums": json.dumps(sums)})
+        content = packed(about, layers, sequences, vectors)
         if not self._make_room(len(content)):
             return
         folder = self.folder / kind.name
@@ -210,56 +195,6 @@ class Cache:
         return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """A file of the cache, mapped into memory."""
-
-    file: Path
-    about: dict[str, str]
-    sums: Any  # the checksum of each array, as it was written
-    digests: np.ndarray  # of each sequence
-    starts: np.ndarray  # where each sequence's points begin and the last one's end
-    layers: Mapping[int, np.ndarray]  # for each layer [points, dim]
-
-    @classmethod
-    def open(cls, file: Path) -> "Shard | None":
-        """Map a file; None if it is gone or no shard."""
-        try:
-            with file.open("rb") as opened:
-                size = int.from_bytes(opened.read(8), "little")
-                if size > file.stat().st_size:
-                    return None
-                header = json.loads(opened.read(size))
-            about = header.pop("__metadata__")
-            arrays = {
-                name: np.memmap(
-                    file, _DTYPES[x["dtype"]], "c", 8 + size + x["data_offsets"][0], tuple(x["shape"])
-                ).view(np.ndarray)  # whose slices cost less
-                for name, x in header.items()
-            }
-            digests, starts = arrays.pop("digests"), arrays.pop("starts")
-            layers = {int(name.removeprefix("layer.")): rows for name, rows in arrays.items()}
-            sums = json.loads(about["checksums"])
-            known = {name: str(about[name]) for name in ("encoder", "sha256", "pool", "precision")}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):  # of a damaged header
-            return None
-        return cls(file=file, about=known, sums=sums, digests=digests, starts=starts, layers=layers)
-
-    def keys(self) -> list[bytes]:
-        """The digest of each sequence."""
-        digests = self.digests.tobytes()
-        return [digests[start : start + DIGEST] for start in range(0, len(digests), DIGEST)]
-
-    def is_whole(self) -> bool:
-        """Whether every number is the one that was written."""
-        arrays = {"digests": self.digests, "starts": self.starts}
-        arrays |= {f"layer.{layer}": rows for layer, rows in self.layers.items()}
-        return self.sums == {name: _checksum(array) for name, array in arrays.items()}
-
-
-_DTYPES = {"F32": np.float32, "U8": np.uint8, "I64": np.int64}
-
-
 class Collector:
     """Vectors on their way to a cache, written a shard at a time; if that fails it is said, and work goes on."""
 
@@ -292,11 +227,6 @@ class Collector:
         self._since = time.monotonic()
 
 
-def digest_of(sequence: str) -> bytes:
-    """What a sequence goes by."""
-    return hashlib.sha256(sequence.encode()).digest()
-
-
 def cache_at(name: str | None) -> Cache | None:
     """The cache in a folder; by `none` no cache; without a name $ESMTUNE_CACHE, or esmtune in the user's cache folder.
 
@@ -320,10 +250,6 @@ def cache_at(name: str | None) -> Cache | None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"the cache {folder} is a file, expected a folder: name another, or none.")
     return Cache(folder, limit)
-
-
-def _checksum(array: np.ndarray) -> str:
-    return str(zlib.crc32(memoryview(np.ascontiguousarray(array))))  # pyright: ignore[reportArgumentType]
 
 
 def _touch(file: Path) -> None:

@@ -284,32 +284,3 @@ def _probabilities(
 
 def _quantiles(part: Any, outputs: Float[Tensor, "points outputs"]) -> Float[np.ndarray, "points quantiles"]:
     return part.quantiles(outputs).numpy(force=True)
-
-
-def coverage(
-    found: Calibration, part: Task, members: Float[Tensor, "members points outputs"], labels: Sequence[Label],
-    sequences: Sequence[str], level: float,
-) -> dict[str, float] | None:  # fmt: skip
-    """Which share of known labels the intervals or sets hold, and their mean width or size.
-
-    Each sequence counts as much as any other, however many points it has. None where no label is known or the
-    level is not possible. A width of grades, and the size of a set, is a number of classes.
-    """
-    places = [place for place, label in enumerate(labels) if isinstance(label, float | str)]
-    if not places or rank(found.records, level) is None:
-        return None
-    bounds = found.bounds(part, members[:, places], level)
-    known = [labels[place] for place in places]
-    names: list[str] = list(getattr(part, "classes", ()))
-    if bounds.sets is not None:
-        hit, width = [label in s for label, s in zip(known, bounds.sets, strict=True)], [len(s) for s in bounds.sets]
-    else:
-        order = {name: number for number, name in enumerate(names)}
-        low, high, truth = (
-            np.array([order[x] if names else x for x in column], dtype=np.float64)  # pyright: ignore[reportArgumentType]
-            for column in (bounds.lower or [], bounds.upper or [], known)
-        )
-        hit, width = (low <= truth) & (truth <= high), high - low + bool(names)
-    _, group, counts = np.unique([sequences[place] for place in places], return_inverse=True, return_counts=True)
-    weights = 1 / counts[group]
-    return {"coverage": float(np.average(hit, weights=weights)), "width": float(np.average(width, weights=weights))}

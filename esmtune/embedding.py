@@ -7,13 +7,14 @@ import numpy as np
 import torch
 
 from esmtune.batching import Budget, remaining
-from esmtune.cache import Cache, Collector, Kind, Vectors
+from esmtune.cache import Cache, Collector, Kind
 from esmtune.config import Pooling, Precision
 from esmtune.devices import choose_precision, products
 from esmtune.encoders import encoder_digest
 from esmtune.esm2 import ESM2, Tokens
 from esmtune.events import Progress, Watcher, silent
 from esmtune.pooling import POOLS
+from esmtune.shards import Vectors
 from esmtune.shortage import halving
 
 

@@ -1,12 +1,11 @@
 """How good a run is, from its predictions: labels beside what was predicted, where errors are large, worst cases."""
 
-import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
+from esmtune.bins import Bin, by_label, by_value
 from esmtune.charts import Line, agreement_chart, bar_chart, letters_chart, line_chart
 from esmtune.events import counted_as
 from esmtune.judgements import kind_of_rows
@@ -19,21 +18,8 @@ from esmtune.points import Points
 
 WORST = 20
 EXAMPLES = 3  # proteins of a task per residue
-BINS = 5
 
 LONG = 16  # letters of a name, that bars which stand have no room for
-MOST_NAMES = 15  # classes in a chart of errors
-
-
-@dataclass(frozen=True)
-class Bin:
-    """A part of the points, and how wrong they are."""
-
-    name: str
-    count: int
-    mean: float
-    low: float | None
-    high: float | None
 
 
 def agreement_section(outcome: Outcome) -> Section:
@@ -94,71 +80,6 @@ def _chart_of(bins: Sequence[Bin], title: str, x: str, y: str, note: str, *, is_
         is_flat=max(len(b.name) for b in bins) > LONG or len(bins) > LONG,
         table=Rows(title, (x, "points", y, "95 % interval"), rows, frozenset((1, 2, 3))),
     )  # fmt: skip
-
-
-def by_label(points: Points) -> tuple[list[Bin], str]:
-    """Errors by what was measured: by classes, or by fifths of the numbers."""
-    if points.reads == "number":
-        return by_value(points, points.labels, None)
-    if points.reads == "names":
-        known, wrong = np.isfinite(points.labels), points.labels != points.predictions
-        found = [
-            bin_of(name, wrong[known[:, place] & (points.labels[:, place] == 1), place].astype(np.float64))
-            for place, name in enumerate(points.classes)
-        ]
-    else:
-        found = [bin_of(name, points.errors[points.labels == name]) for name in points.classes]
-    found = [each for each in found if each is not None]
-    if len(found) <= MOST_NAMES:
-        return found, ""
-    kept = sorted(found, key=lambda each: -each.count)[:MOST_NAMES]
-    return kept, f"The {MOST_NAMES} commonest of {len(found)} classes."
-
-
-def by_value(
-    points: Points, values: Float[np.ndarray, "points"], edges: Float[np.ndarray, "edges"] | None
-) -> tuple[list[Bin], str]:
-    """Errors in bins of a number: between edges, or in fifths of the points."""
-    known = np.isfinite(values)
-    if not known.any():
-        return [], ""
-    if edges is None:
-        edges = np.unique(np.quantile(values[known], np.linspace(0, 1, BINS + 1), method="nearest"))
-        if len(edges) < 2:
-            return [], ""
-    place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
-    is_share = edges[0] == 0 and edges[-1] == 1
-    found = []
-    for number_of, (low, high) in enumerate(itertools.pairwise(edges)):
-        name = f"{share(low)} to {share(high)}" if is_share else f"{_short(low)} to {_short(high)}"
-        found.append(bin_of(name, points.errors[known & (place == number_of)]))
-    left = int((~known).sum())
-    return [each for each in found if each is not None], f"{left:,} points without it are left out." if left else ""
-
-
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value == round(value) else f"{value:.3g}"
-
-
-def bin_of(name: str, errors: Float[np.ndarray, "points"]) -> Bin | None:
-    """The mean error of some points with its 95 % interval: Wilson's of a share, else Student's.
-
-    >>> found = bin_of("all", np.array([0.0, 1.0]))
-    >>> found.mean, round(found.low, 3), round(found.high, 3)
-    (0.5, 0.095, 0.905)
-    """
-    from scipy.stats import binomtest, t
-
-    if not len(errors):
-        return None
-    mean, low, high = float(errors.mean()), None, None
-    if set(np.unique(errors)) <= {0.0, 1.0}:
-        ends = binomtest(int(errors.sum()), len(errors)).proportion_ci(method="wilson")
-        low, high = float(ends.low), float(ends.high)
-    elif len(errors) > 1:
-        half = float(t.ppf(0.975, len(errors) - 1) * errors.std(ddof=1) / np.sqrt(len(errors)))
-        low, high = max(0.0, mean - half), mean + half
-    return Bin(name, len(errors), mean, low, high)
 
 
 def examples_section(outcome: Outcome) -> Section:

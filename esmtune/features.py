@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from esmtune.batching import Budget, remaining
-from esmtune.cache import SHARD_BYTES, Collector, Kind, Vectors, cache_at
+from esmtune.cache import SHARD_BYTES, Collector, Kind, cache_at
 from esmtune.config import TOKENS_PER_BATCH, TrainConfig
 from esmtune.devices import evaluating
 from esmtune.embedding import kind_of
@@ -17,6 +17,7 @@ from esmtune.events import Notice, Progress, Watcher
 from esmtune.footprint import fits_in_memory, points_of, size_of
 from esmtune.heads import Head
 from esmtune.predictor import Predictor
+from esmtune.shards import Vectors
 from esmtune.shortage import halving
 
 UNSTREAMED = (

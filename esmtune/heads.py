@@ -2,7 +2,8 @@
 
 A head first standardizes what its pool gives, by the mean and spread that the training sequences
 have in it: variants of one protein differ by so little that nothing learns from the raw values.
-Of several layers of the encoder, it then makes one by a learned mix.
+Of several layers of the encoder, it then makes one by a learned mix. Somewhat more than 300 lines,
+so that all heads stand on the page to which yours is added.
 
 A head of your own is registered by importing the module that it is in; its keyword-only parameters
 are options everywhere, `--head gated --head.hidden 32` included:

@@ -99,7 +99,8 @@ def predictions_of(trained: "Trained", dataset: Dataset, near: Nearness | None =
 
 def _bounds_of_test(trained: "Trained", dataset: Dataset, counts: Sequence[int]) -> pl.DataFrame:
     """The usual intervals or sets of test records, and nothing of the others; no columns where there are none."""
-    from esmtune.reliability import USUAL_LEVEL, bound_columns, is_possible, together
+    from esmtune.intervals import USUAL_LEVEL, bound_columns, is_possible
+    from esmtune.reliability import together
 
     found = [c for c in trained.predictor.calibration if is_possible(c, USUAL_LEVEL)]
     is_test = pl.Series([r.split == "test" for r in dataset.of(None)], dtype=pl.Boolean)

@@ -7,25 +7,21 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import polars as pl
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from esmtune.calibration import Bounds, Calibration, calibrate, coverage, supports
+from esmtune.calibration import Calibration, calibrate
 from esmtune.classes import Classes
 from esmtune.conformal import calibration_error, rank
 from esmtune.discrimination import Discrimination, confidence_of, curves_of
-from esmtune.labels import set_written, written
 from esmtune.members import Trained
-from esmtune.nearness import BIN_NAMES, Nearness, bin_of
+from esmtune.nearness import Nearness, bin_of
 from esmtune.partition import seen_elsewhere
-from esmtune.records import Dataset, Label, Target, of_target
+from esmtune.records import Dataset, Label, of_target
 from esmtune.scaling import Scaling, fit_scaling, scaled
 from esmtune.tasks import Task
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # that every run with test records counts the coverage of
-USUAL_LEVEL = 0.9  # of the intervals in predictions.csv
 
 
 def mended(
@@ -147,6 +143,35 @@ def reliability(
     return {"calibration": of_targets[data.targets[0].name] if len(data.targets) == 1 else {"targets": of_targets}}
 
 
+def coverage(
+    found: Calibration, part: Task, members: Float[Tensor, "members points outputs"], labels: Sequence[Label],
+    sequences: Sequence[str], level: float,
+) -> dict[str, float] | None:  # fmt: skip
+    """Which share of known labels the intervals or sets hold, and their mean width or size.
+
+    Each sequence counts as much as any other, however many points it has. None where no label is known or the
+    level is not possible. A width of grades, and the size of a set, is a number of classes.
+    """
+    places = [place for place, label in enumerate(labels) if isinstance(label, float | str)]
+    if not places or rank(found.records, level) is None:
+        return None
+    bounds = found.bounds(part, members[:, places], level)
+    known = [labels[place] for place in places]
+    names: list[str] = list(getattr(part, "classes", ()))
+    if bounds.sets is not None:
+        hit, width = [label in s for label, s in zip(known, bounds.sets, strict=True)], [len(s) for s in bounds.sets]
+    else:
+        order = {name: number for number, name in enumerate(names)}
+        low, high, truth = (
+            np.array([order[x] if names else x for x in column], dtype=np.float64)  # pyright: ignore[reportArgumentType]
+            for column in (bounds.lower or [], bounds.upper or [], known)
+        )
+        hit, width = (low <= truth) & (truth <= high), high - low + bool(names)
+    _, group, counts = np.unique([sequences[place] for place in places], return_inverse=True, return_counts=True)
+    weights = 1 / counts[group]
+    return {"coverage": float(np.average(hit, weights=weights)), "width": float(np.average(width, weights=weights))}
+
+
 def calibration_errors(trained: Trained, data: Dataset) -> dict[str, float]:
     """The expected calibration error of the test records, of each target with classes."""
     places = [n for n, split in enumerate(r.split for r in data.of(None) for _ in r.labels) if split == "test"]
@@ -199,106 +224,3 @@ def _calibration_error(
 
 def _labels(data: Dataset, place: int) -> list[Label]:
     return of_target([label for r in data.of(None) for label in r.labels], place, data.targets)
-
-
-def is_possible(found: Calibration, level: float) -> bool:
-    """Whether there are enough calibration points for a level."""
-    return rank(found.records, level) is not None
-
-
-def check_level(
-    task: Task, targets: Sequence[Target], calibrations: Sequence[Calibration], level: float, *, conditional: bool
-) -> list[str]:
-    """Refuse a level for which there is no interval; returns what is to be known of it, as sentences.
-
-    Raises:
-        ValueError: if a predictor was not calibrated, no target can be, or the level takes more points.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"interval is {level}, expected a share between 0 and 1, such as 0.9.")
-    parts = list(zip(targets, task.parts(), strict=True))
-    possible = [target.name for target, (_, part, _) in parts if supports(part)]
-    if not possible:
-        kinds = ", ".join(dict.fromkeys(target.kind for target in targets))
-        raise ValueError(f"there are no intervals or sets of a {kinds} task: they are of numbers, classes and grades.")
-    if not calibrations:
-        raise ValueError(
-            "this predictor is not calibrated: no records were kept for it. Train it with 40 validation sequences or "
-            "more, with --calibration-fraction 0.5, or with rows whose split is calibration."
-        )
-    said = [f"No intervals for {target.name!r}." for target, (_, part, _) in parts if not supports(part)]
-    for found in calibrations:
-        part = next(part for target, (_, part, _) in parts if target.name == found.target)
-        if conditional and part.reads != "name" and any(not s.group for s in found.strata):
-            raise ValueError(
-                f"{found.target!r} was calibrated on records of which nobody knew how near they are to those of "
-                "training, as it is with fewer than 20 training sequences: leave out --conditional."
-            )
-        found.check(level, conditional=conditional)
-        if conditional and part.reads != "name":
-            bins = [name for name in BIN_NAMES if name not in found.enough(level)]
-            if bins:
-                said.append(
-                    f"No intervals where the identity to training is {', '.join(bins)}: too few calibration points."
-                )
-            continue
-        few = found.too_few(level) if conditional else []
-        unseen = sorted(set(getattr(part, "classes", ())) - {s.group for s in found.strata}) if conditional else []
-        if few or unseen:
-            names = ", ".join(sorted({*few, *unseen}))
-            said.append(f"Classes with too few calibration points for {level:g}, which are in every set: {names}.")
-    return said
-
-
-def bound_columns(
-    task: Task, targets: Sequence[Target], calibrations: Sequence[Calibration],
-    answers: Float[Tensor, "members points outputs"], counts: Sequence[int], level: float, *, conditional: bool = False,
-    bins: Sequence[str] = (),
-) -> pl.DataFrame:  # fmt: skip
-    """Intervals or sets of points in the form of the labels: `lower` and `upper`, or `set`, a row a sequence.
-
-    With `conditional` they hold for each class by itself, and of numbers for each of the `bins` of identity to the
-    training sequences: where a sequence's bin has too few calibration points, it has no interval.
-
-    The classes of a set are joined by `;`, per residue by `,`, or are a JSON list where a name has that sign. Of
-    several targets each column ends in its name. What is not finite has none.
-    """
-    columns: list[pl.Series] = []
-    for target, (name, part, place) in zip(targets, task.parts(), strict=True):
-        found = next((c for c in calibrations if c.target == target.name), None)
-        if found is None:
-            continue
-        members = answers[..., place]
-        finite, groups = members.isfinite().all(-1).all(0), None
-        if conditional and part.reads != "name":
-            groups = [name for name, count in zip(bins, counts, strict=True) for _ in range(count)]
-            enough = found.enough(level)
-            finite &= torch.tensor([name in enough for name in groups], dtype=torch.bool)
-            groups = [name if name in enough else min(enough) for name in groups]  # any: it is not looked at
-        bounds = found.bounds(
-            part, torch.where(finite[:, None], members, 0.0), level, groups=groups, conditional=conditional
-        )
-        end = f"_{name}" if name else ""
-        for column, values in _texts(bounds, target, getattr(part, "classes", ())).items():
-            known = [value if is_finite else None for value, is_finite in zip(values, finite.tolist(), strict=True)]
-            columns.append(_series(f"{column}{end}", known, target, counts, part.reads))
-    return pl.DataFrame(columns)
-
-
-def _texts(bounds: Bounds, target: Target, classes: Sequence[str]) -> dict[str, list[Label]]:
-    if bounds.sets is None:
-        return {"lower": bounds.lower or [], "upper": bounds.upper or []}
-    between = ";" if target.form == "one" else ","
-    return {"set": [set_written(names, classes, between) for names in bounds.sets]}
-
-
-def _series(name: str, values: Sequence[Label], target: Target, counts: Sequence[int], reads: str) -> pl.Series:
-    number = reads == "number"
-    if target.form == "one":
-        return pl.Series(name, values, dtype=pl.Float64 if number else pl.String)
-    plain = replace(target, form="separated" if target.form == "letters" and name.startswith("set") else target.form)
-    given = iter(values)
-    cells = [written(plain, [next(given) for _ in range(count)]) for count in counts]
-    if target.form == "list":
-        return pl.Series(name, cells, dtype=pl.List(pl.Float64 if number else pl.String))
-    return pl.Series(name, cells, dtype=pl.String)

@@ -20,8 +20,9 @@ from esmtune.schemes import Scheme
 from esmtune.writers import check_out, whole_file, write_json
 
 if TYPE_CHECKING:
-    from esmtune.choosing import Chosen, Verdict
+    from esmtune.choosing import Chosen
     from esmtune.studies import Trial
+    from esmtune.verdicts import Verdict
 
 FILE = "trials.log"
 

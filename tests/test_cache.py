@@ -10,10 +10,11 @@ import pytest
 
 import esmtune
 from esmtune import embedding, footprint
-from esmtune.cache import Cache, Collector, Kind, Shard, cache_at
+from esmtune.cache import Cache, Collector, Kind, cache_at
 from esmtune.embedding import kind_of
 from esmtune.events import Progress
 from esmtune.heads import Head, Linear, head
+from esmtune.shards import Shard
 from tests.conftest import TEN, in_new_process, tiny_encoder
 
 KIND = Kind(sha256="0" * 64, shape=(2, 32, 4), pool="mean", precision="float32", device="cpu")

@@ -15,12 +15,13 @@ from runs_on_disk import HOSTILE
 
 import esmtune
 from esmtune import pages, reporting
+from esmtune.bins import bin_of
 from esmtune.cards import card, header_of, marked
 from esmtune.charts import MOST_POINTS, agreement_chart
 from esmtune.circumstances import hidden, repeating
 from esmtune.confusions import confusion
 from esmtune.discrimination import confidence_of
-from esmtune.evidence import bin_of, by_record
+from esmtune.evidence import by_record
 from esmtune.judgements import verdict
 from esmtune.outcomes import read_outcome
 from esmtune.pages import Chart, Page, Rows, Section, Text, rendered

@@ -10,10 +10,10 @@ import pytest
 from scipy.stats import ttest_rel
 
 import esmtune
-from esmtune.choosing import verdict_of
 from esmtune.config import TrainConfig
 from esmtune.curves import fit_power_law, more_labels
 from esmtune.space import configured_by, space_of, usual_settings
+from esmtune.verdicts import verdict_of
 from tests.conftest import TEN
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
