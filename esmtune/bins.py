@@ -10,6 +10,7 @@ from esmtune.phrases import share
 from esmtune.points import Points
 
 BINS = 5
+DECIMALS = 15  # with which all numbers are told apart
 MOST_NAMES = 15  # classes in a chart of errors
 
 
@@ -44,9 +45,10 @@ def by_label(points: Points) -> tuple[list[Bin], str]:
 
 
 def by_value(
-    points: Points, values: Float[np.ndarray, "points"], edges: Float[np.ndarray, "edges"] | None
-) -> tuple[list[Bin], str]:
-    """Errors in bins of a number: between edges, or in fifths of the points."""
+    points: Points, values: Float[np.ndarray, "points"], edges: Float[np.ndarray, "edges"] | None, *,
+    is_share: bool = False,
+) -> tuple[list[Bin], str]:  # fmt: skip
+    """Errors in bins of a number, which may be a share: between edges, or in fifths of the points."""
     known = np.isfinite(values)
     if not known.any():
         return [], ""
@@ -55,17 +57,25 @@ def by_value(
         if len(edges) < 2:
             return [], ""
     place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
-    is_share = edges[0] == 0 and edges[-1] == 1
-    found = []
-    for number_of, (low, high) in enumerate(itertools.pairwise(edges)):
-        name = f"{share(low)} to {share(high)}" if is_share else f"{_short(low)} to {_short(high)}"
-        found.append(bin_of(name, points.errors[known & (place == number_of)]))
+    ends = list(map(share, edges)) if is_share else told_apart(edges)
+    names = [f"{low} to {high}" for low, high in itertools.pairwise(ends)]
+    found = [bin_of(name, points.errors[known & (place == number)]) for number, name in enumerate(names)]
     left = int((~known).sum())
     return [each for each in found if each is not None], f"{left:,} points without it are left out." if left else ""
 
 
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value == round(value) else f"{value:.3g}"
+def told_apart(values: Float[np.ndarray, "values"]) -> list[str]:
+    """Numbers that differ, with as few digits as tell them apart: three, or whole numbers, where that will do.
+
+    >>> told_apart(np.array([299.6, 299.9, 300.2])), told_apart(np.array([0.0, 1234.5, 3000.0]))
+    (['299.6', '299.9', '300.2'], ['0', '1,234', '3,000'])
+    """
+    decimals = max(0, 2 - int(np.floor(np.log10(np.abs(values).max() or 1.0))))
+    while True:
+        texts = [f"{value:,.{decimals}f}" for value in values]
+        if len(set(texts)) == len(texts) or decimals > DECIMALS:
+            return [text.rstrip("0").rstrip(".") if "." in text else text for text in texts]
+        decimals += 1
 
 
 def bin_of(name: str, errors: Float[np.ndarray, "points"]) -> Bin | None:

@@ -104,31 +104,33 @@ class Cache:
 
     def write(
         self, kind: Kind, encoder: str, layers: Sequence[int], sequences: Sequence[str], vectors: Sequence[Vectors]
-    ) -> None:
-        """Add a shard, and make room for it; where there is none, nothing is kept.
+    ) -> bool:
+        """Add a shard, and make room for it; where there is none, nothing is kept. Returns whether it is.
 
         Raises:
             OSError: if it cannot be written.
         """
         if not sequences:
-            return
+            return True
         about = {"encoder": encoder, **{name: str(value) for name, value in asdict(kind).items()}}
         content = packed(about, layers, sequences, vectors)
         if not self._make_room(len(content)):
-            return
+            return False
         folder = self.folder / kind.name
         folder.mkdir(mode=0o700, exist_ok=True)  # others' business is not which sequences are kept
         with whole_file(folder / f"{uuid.uuid4().hex}.safetensors") as temporary, temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        return True
 
     def contents(self) -> list[Kept]:
         """What there is, by encoder, pool and precision."""
         kept = []
         for folder in self._folders():
-            shards = [shard for file in self._files(SHARD, folder) if (shard := Shard.open(file))]
-            if shards:
+            there = [(time, size, shard) for time, size, file in self._shards(folder) if (shard := Shard.open(file))]
+            if there:
+                shards = [shard for _, _, shard in there]
                 about = shards[0].about
                 kept.append(
                     Kept(
@@ -136,8 +138,8 @@ class Cache:
                         precision=about["precision"],
                         layers=tuple(sorted({layer for shard in shards for layer in shard.layers})),
                         sequences=len(set().union(*(shard.keys() for shard in shards))),
-                        bytes=sum(shard.file.stat().st_size for shard in shards),
-                        used=max(shard.file.stat().st_mtime for shard in shards),
+                        bytes=sum(size for _, size, _ in there),
+                        used=max(time for time, _, _ in there),
                     )
                 )  # fmt: skip
         return kept
@@ -184,10 +186,10 @@ class Cache:
     def _files(self, form: re.Pattern[str], folder: Path) -> list[Path]:
         return sorted(path for path in folder.glob("*") if form.fullmatch(path.name))
 
-    def _shards(self) -> list[tuple[float, int, Path]]:
-        """When each shard was last used, its bytes, and where it is."""
+    def _shards(self, *folders: Path) -> list[tuple[float, int, Path]]:
+        """When each shard was last used, its bytes, and where it is, in some folders or in all."""
         found = []
-        for folder in self._folders():
+        for folder in folders or self._folders():
             for file in self._files(SHARD, folder):
                 with suppress(OSError):  # another process was faster
                     status = file.stat()
@@ -204,6 +206,7 @@ class Collector:
         self._vectors: list[Vectors] = []
         self._bytes = 0
         self._since = time.monotonic()
+        self.is_whole = cache is not None  # whether the cache took in all that there was
 
     def add(self, sequences: Sequence[str], vectors: Sequence[Vectors]) -> None:
         """Take in a whole batch; shards end where batches end."""
@@ -217,12 +220,14 @@ class Collector:
 
     def flush(self) -> None:
         """Write what there is."""
+        is_kept = False
         if self.cache is not None and self.kind is not None and self.cache.is_writable:
             try:
-                self.cache.write(self.kind, self.encoder, self.layers, self._sequences, self._vectors)
+                is_kept = self.cache.write(self.kind, self.encoder, self.layers, self._sequences, self._vectors)
             except OSError as error:
                 self.watch(Notice(UNWRITABLE.format(self.cache.folder, error.strerror or error)))
                 self.cache.is_writable = False
+        self.is_whole = self.is_whole and is_kept
         self._sequences, self._vectors, self._bytes = [], [], 0
         self._since = time.monotonic()
 
@@ -245,8 +250,7 @@ def cache_at(name: str | None) -> Cache | None:
         limit = -1
     if limit < 0:
         raise ValueError(f"ESMTUNE_CACHE_GB is {size!r}, expected a number, 0 or more.")
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esmtune"
-    folder = Path(name) if name else usual
+    folder = Path(name) if name else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esmtune"
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"the cache {folder} is a file, expected a folder: name another, or none.")
     return Cache(folder, limit)

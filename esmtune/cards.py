@@ -15,7 +15,7 @@ from esmtune.circumstances import (
     split_method,
     task_in_words,
 )
-from esmtune.judgements import better_baselines, chief_metric, scores_table, verdict
+from esmtune.judgments import better_baselines, chief_metric, scores_table, verdict
 from esmtune.metrics import sign_of
 from esmtune.outcomes import Outcome
 from esmtune.pages import Rows

@@ -8,7 +8,7 @@ from typing import Any
 
 from esmtune.commands import command_of, in_its_folder, in_lines
 from esmtune.events import counted_as
-from esmtune.judgements import chief_metric, kind_of_rows, nearness_parts
+from esmtune.judgments import chief_metric, kind_of_rows, nearness_parts
 from esmtune.outcomes import Outcome
 from esmtune.pages import Code, Items, Part, Rows, Section, Text
 from esmtune.phrases import (

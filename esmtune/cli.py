@@ -47,6 +47,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if "ESMTUNE_TRACEBACK" in os.environ:
             raise
+        messages.quiet = False
         messages.print(f"esmtune: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)
     except (RuntimeError, MemoryError) as error:
@@ -139,6 +140,10 @@ def train(
 
     DATA is CSV, TSV, Parquet, JSON lines or FASTA. --config RUN/run.toml takes options from a file.
     """
+    if config.devices * config.num_nodes > 1:
+        from esmtune.processes import rank_outside
+
+        messages.quiet = results.quiet = rank_outside(config) > 0  # of those that torchrun started one speaks
     usual = Path("runs") / Path(data).name.split(".")[0]
     folder = out or (_stopped(usual) if resume else None) or _free(usual)
     with Bars() as bars:

@@ -211,8 +211,8 @@ def usual_layers(encoder: ESM2, level: Level) -> tuple[int, ...]:
     >>> usual_layers(ESM2(ESM2Config(num_layers=2, embed_dim=16, num_heads=2)), "sequence")
     (0, 1, 2)
     """
-    count = 1 if level == "residue" else LAYERS
-    return encoder.layers_across(max(1, min(count, WIDEST // encoder.config.embed_dim)))
+    most = max(1, WIDEST // encoder.config.embed_dim)
+    return encoder.layers_for_residues()[-most:] if level == "residue" else encoder.layers_across(min(LAYERS, most))
 
 
 def not_kept(sequence: str) -> None:

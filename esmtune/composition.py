@@ -199,7 +199,7 @@ def _layers(config: TrainConfig, data: Dataset, spec: Mapping[str, Any], encoder
     if text is None:
         with torch.device("meta"):  # it draws no numbers, so that a run with layers written down draws the same
             sees_residues = head.build(spec, 2, 1).sees_residues
-        return encoder.layers_across(1 if sees_residues else LAYERS)
+        return encoder.layers_for_residues() if sees_residues else encoder.layers_across(LAYERS)
     if text.strip() == "all":
         return tuple(range(last + 1))
     try:

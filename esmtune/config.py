@@ -16,7 +16,7 @@ Replicates = Literal["keep", "mean"]
 Scaling = Literal["none", "temperature", "isotonic"]
 ScheduleShape = Literal["cosine", "linear", "constant"]
 
-EDITION = 6  # one more whenever trainings come to go otherwise, for then none of before can go on
+EDITION = 7  # one more whenever trainings come to go otherwise, for then none of before can go on
 DEFAULT_ENCODER = "esm2_t6_8M_UR50D"
 DEFAULT_HEAD = "mlp"
 DEFAULT_TUNING = "frozen"
@@ -124,8 +124,8 @@ class TrainConfig:
     """Weights of --init to leave out and start anew, by the beginning of their name, such as head."""
     layers: str | None = None
     """What the head sees: a layer of the encoder (0 is the embeddings, -1 the last), or several side by side, 0,3,-1 or
-    all; --layers=-1,0 where the first is negative. [default: seven from first to last; the last for heads that see
-    residues]"""
+    all; --layers=-1,0 where the first is negative. [default: seven from first to last; for heads that see residues the
+    last and the one at two thirds of the depth]"""
     mix: bool = False
     """Mix several layers into one by learned weights, instead of laying them side by side."""
     head: Part | None = None

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from esmtune.drawing import LEAST, affordable, interval_of, resampled
-from esmtune.judgements import CHIEF
+from esmtune.judgments import CHIEF
 from esmtune.metrics import (
     Scores,
     classification_scores,

@@ -127,8 +127,6 @@ def load_predictor(
     if folder is None or "members" not in content:
         return Predictor.load(path, encoder=encoder, verify=verify)
     numbers = range(len(content["members"]))
-    if content["members"] != [f"members/{number}" for number in numbers]:  # no path from a file is followed
-        raise ValueError(f"{folder / 'predictor.json'} is damaged: its members are {content['members']!r}.")
     members = [Predictor.load(folder / "members" / str(n), encoder=encoder, verify=verify) for n in numbers]
     ensemble = Ensemble(members)
     try:

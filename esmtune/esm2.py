@@ -191,6 +191,15 @@ class ESM2(nn.Module):
         count = min(count, last + 1)
         return tuple(last - round(last * place / max(1, count - 1)) for place in reversed(range(count)))
 
+    def layers_for_residues(self) -> tuple[int, ...]:
+        """The layer at two thirds of the depth and the last, which together tell more of a residue than either.
+
+        >>> ESM2(ESM2Config(num_layers=6, embed_dim=16, num_heads=2)).layers_for_residues()
+        (4, 6)
+        """
+        last = len(self.layers)
+        return tuple(dict.fromkeys((last - round(last / 3), last)))
+
     def logits(self, tokens: Tokens) -> Float[Tensor, "residues symbols"]:
         """What the language model expects at each residue, over the 33 symbols.
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from esmtune.bins import Bin, by_label, by_value
 from esmtune.charts import Line, agreement_chart, bar_chart, letters_chart, line_chart
 from esmtune.events import counted_as
-from esmtune.judgements import kind_of_rows
+from esmtune.judgments import kind_of_rows
 from esmtune.labels import set_read
 from esmtune.nearness import IDENTITY_BINS
 from esmtune.outcomes import Outcome
@@ -17,7 +17,6 @@ from esmtune.phrases import number, share
 from esmtune.points import Points
 
 WORST = 20
-EXAMPLES = 3  # proteins of a task per residue
 
 LONG = 16  # letters of a name, that bars which stand have no room for
 
@@ -55,7 +54,8 @@ def errors_section(outcome: Outcome) -> Section:
         ):
             values = outcome.numbers(column)
             if values is not None:
-                by.append((named, *by_value(points, values[points.record], edges)))
+                of = by_value(points, values[points.record], edges, is_share=column == "identity")
+                by.append((named, *of))
         is_share = points.reads == "name" and points.target.kind != "ordinal"
         for named, bins, note in by:
             if len(bins) < 2:

@@ -190,17 +190,20 @@ def folds_by_identity(records: Sequence[Record], scheme: Scheme, folds: int, pai
     threshold = IDENTITY if scheme.identity is None else scheme.identity
     pairs = related(sequences, threshold=threshold, coverage=scheme.coverage) if pairs is None else pairs
     families = components(pairs.above(threshold), len(sequences))
-    if families.max() + 1 < folds:
-        raise ValueError(
-            f"at {threshold:.0%} identity the sequences are {counted_as(int(families.max()) + 1, 'family')}, which "
-            f"cannot make {folds} folds. Give a higher --identity, or another method."
-        )
-    shares = [1 / folds] * folds
-    parts = deal_groups(families, strata_of(records), weights_of(weights), shares, scheme.seed)
+    strata, shares = strata_of(records), [1 / folds] * folds
+
+    def dealt(families: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+        if families.max() + 1 < folds:
+            raise ValueError(
+                f"at {threshold:.0%} identity the sequences are {counted_as(int(families.max()) + 1, 'family')}, which "
+                f"cannot make {folds} folds. Give a higher --identity, or another method."
+            )
+        return deal_groups(families, strata, weights_of(weights), shares, scheme.seed)
+
+    parts = dealt(families)
     checked = _check(sequences, parts, np.ones(len(sequences), dtype=bool), threshold, scheme)
-    if len(checked.pairs.first):  # what the first search missed; all were looked up, so that nothing is missed now
-        families = components(pairs.above(threshold).with_more(checked.pairs), len(sequences))
-        parts = deal_groups(families, strata_of(records), weights_of(weights), shares, scheme.seed)
+    if len(checked.pairs.first):  # what the first search missed
+        parts = dealt(components(pairs.above(threshold).with_more(checked.pairs), len(sequences)))
     left = _crossing(checked.pairs, parts)
     facts = {"method": "identity", "seed": scheme.seed, "identity": threshold, "coverage": scheme.coverage,
              **checked.facts(left, records)}  # fmt: skip

@@ -49,7 +49,8 @@ class Features:
         self.cache = cache_at(config.cache) if type(predictor.head).pool is Head.pool else None
         self._kept = kept
         size = sum(size_of(predictor, sequence) for sequence in set(sequences))
-        self.fits = fits_in_memory(size)
+        # All processes go one way, that of the first.
+        self.fits = bool(fabric.broadcast(fits_in_memory(size, config.devices)))
         is_streamed = self.cache is not None and self.cache.has_room(size) and fabric.world_size == 1
         self.is_possible = self.fits or is_streamed
         if not self.fits:
@@ -87,8 +88,8 @@ class Features:
             self._kept |= {name: (row,) for name, row in zip(names, rows.values(), strict=True)}
             if not self.fits:  # then they are read from where they were just written
                 collector.flush()
-                if self.cache is not None and not self.cache.is_writable:
-                    raise OSError(UNSTREAMED)
+                if not collector.is_whole:
+                    raise ValueError(UNSTREAMED)
                 self._take(names, kind)
         collector.flush()
 

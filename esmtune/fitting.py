@@ -82,13 +82,14 @@ def train(
     from esmtune.curves import curve_members
     from esmtune.journal import Journal
     from esmtune.members import train_members
+    from esmtune.processes import rank_outside
 
     unfinished = None if path is None else path.with_name(f"{path.name}.unfinished")
-    if overwrite and not resume and unfinished is not None:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    journal = Journal(unfinished, config.checkpoint_minutes)
+    journal = Journal(unfinished, config.checkpoint_minutes, writes=rank_outside(config) == 0)
+    if overwrite and not resume:
+        journal.close()
     went_on = journal.open(_identity(config, curated), resume=resume)
-    if resume and not went_on:
+    if resume and not went_on and journal.writes:
         hear(Notice(f"There is nothing in {unfinished} to go on with: this run starts at the beginning."))
     logs = Path(tempfile.mkdtemp(prefix="esmtune-logs-")) if config.log and path else None
     try:

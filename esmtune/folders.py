@@ -21,6 +21,7 @@ from esmtune.distributions import distribution
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, ESM2Config
 from esmtune.heads import head
+from esmtune.hub import read_json
 from esmtune.losses import class_loss, loss, ranking
 from esmtune.predicting import Spec
 from esmtune.records import Target
@@ -135,19 +136,22 @@ def read_predictor_json(path: Path) -> dict[str, Any]:
     """What stands in a `predictor.json`.
 
     Raises:
-        ValueError: if it cannot be read, is none, or is of a later version.
+        ValueError: if it cannot be read, is none, is of a later version, or damaged.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}).") from None
-    version = content.get("format_version") if isinstance(content, dict) else None
+    content = read_json(path)
+    version = content.get("format_version")
     if not isinstance(version, int):
         raise ValueError(f"{path} is no predictor: it has no format_version.")
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path} was written in format {version}; this esmtune reads up to {FORMAT_VERSION}. Upgrade it."
         )
+    members, needs = content.get("members", ["members/0"]), content.get("needs", [])
+    # No path from a file is followed.
+    if not isinstance(members, list) or not members or members != [f"members/{n}" for n in range(len(members))]:
+        raise ValueError(f"{path} is damaged: its members are {members!r}.")
+    if not isinstance(needs, list) or not all(isinstance(name, str) for name in needs):
+        raise ValueError(f"{path} is damaged: it needs {needs!r}.")
     return content
 
 
@@ -167,8 +171,7 @@ def check_needs(content: Mapping[str, Any], folder: Path) -> None:
     Raises:
         ValueError: naming the module.
     """
-    needs = content.get("needs", [])
-    missing = [name for name in needs if name not in sys.modules] if isinstance(needs, list) else []
+    missing = [name for name in content.get("needs", []) if name not in sys.modules]
     if missing:
         name = missing[0]
         raise ValueError(

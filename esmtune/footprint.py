@@ -1,7 +1,6 @@
 """What a pass through the network and a training will hold in memory, told from shapes before anything runs."""
 
 import math
-import os
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from esmtune.attention import rotary_angles
 from esmtune.config import Precision
 from esmtune.devices import products
 from esmtune.esm2 import ESM2
+from esmtune.memory import whole_memory
 from esmtune.predictor import Predictor
 from esmtune.shortage import with_code
 from esmtune.spans import Spans
@@ -116,9 +116,12 @@ def size_of(predictor: Predictor, sequence: str) -> int:
     return 4 * predictor.features_dim * points_of(predictor, sequence)
 
 
-def fits_in_memory(size: int) -> bool:
-    """Whether features of so many bytes are kept in memory; what this machine has decides, not what is free now."""
-    return size <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * SHARE_OF_MEMORY
+def fits_in_memory(size: int, processes: int = 1) -> bool:
+    """Whether features of so many bytes are kept in memory, by each of the processes of a machine.
+
+    What this one may ever have decides, not what is free now.
+    """
+    return size * processes <= whole_memory() * SHARE_OF_MEMORY
 
 
 def _size(weights: list[Tensor]) -> int:

@@ -35,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({error}).") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object.")

@@ -36,7 +36,7 @@ def _without_say(config: TrainConfig, curated: Curated) -> Iterator[tuple[Sequen
         yield ("test_fraction",), "the data say which rows are for the test"
     if curated.says_valid:
         yield ("valid_fraction",), "the data say which rows are for validation"
-    elif (config.folds or 1) > 1:
+    elif (config.folds or 1) > 1 and curated.split_asked == "random":  # else families are dealt to all shares
         yield ("valid_fraction",), "with folds the training rows are held out in turn"
     if curated.says_test and curated.says_valid:
         yield ("identity",), "the data say how they are split"

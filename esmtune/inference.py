@@ -231,7 +231,7 @@ def infer_kind(values: Counter[str], *, level: Level = "sequence") -> tuple[str,
             f"the labels are lists ({shown}). If each names several classes, say --task multilabel; if there is one "
             "entry a residue, --level residue names the rows with another number of entries."
         )
-    if len(names) > 2 and bounds and bounds.total() == numbers.total() and bounds.total() >= others.total():
+    if len(names) != 2 and bounds and bounds.total() == numbers.total() and bounds.total() >= others.total():
         raise ValueError(
             f"the labels are bounds alone ({shown}). If they are of numbers, say --task regression; if they are names "
             "of classes, --task binary or --task multiclass."

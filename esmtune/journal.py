@@ -6,12 +6,11 @@ renamed: after a kill at any moment there is the old entry or the new one.
 
 import json
 import os
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,14 +21,19 @@ from torch import Tensor
 
 from esmtune.writers import whole_file, write_json
 
+IDENTITY = "identity.json"  # what must be the same for a run to go on
+
 Entry = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class Journal:
-    """The entries of a run that is not finished, in a folder beside it; without a folder, nothing is kept."""
+    """The entries of a run that is not finished, in a folder beside it; without a folder, nothing is kept.
 
-    def __init__(self, folder: Path | None, minutes: float = 0.0):
-        self.folder, self.seconds = folder, 60 * minutes
+    Of several processes one writes; the others read entries alone.
+    """
+
+    def __init__(self, folder: Path | None, minutes: float = 0.0, *, writes: bool = True):
+        self.folder, self.seconds, self.writes = folder, 60 * minutes, writes
         self._saved = time.monotonic()
 
     def open(self, identity: Mapping[str, Any], *, resume: bool) -> bool:
@@ -38,9 +42,9 @@ class Journal:
         Raises:
             ValueError: if there is an unfinished run and it is not to be resumed, or it is another run.
         """
-        if self.folder is None:
+        if self.folder is None or not self.writes:
             return False
-        file = self.folder / "identity.json"
+        file = self.folder / IDENTITY
         if not file.is_file():
             if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
                 raise ValueError(f"{self.folder} is where a run keeps what it needs to go on, but holds other things.")
@@ -70,9 +74,9 @@ class Journal:
         Raises:
             ValueError: if it is another.
         """
-        if self.folder is None:
+        if self.folder is None or not self.writes:
             return
-        file = self.folder / "identity.json"
+        file = self.folder / IDENTITY
         noted = json.loads(file.read_text(encoding="utf-8"))
         if noted.setdefault(name, value) != value:
             raise ValueError(
@@ -83,9 +87,9 @@ class Journal:
 
     def kept(self, name: str, found: Any) -> Any:
         """What was found out when the run began, of one more thing that this machine may tell otherwise by now."""
-        if self.folder is None:
+        if self.folder is None or not self.writes:
             return found
-        file = self.folder / "identity.json"
+        file = self.folder / IDENTITY
         noted = json.loads(file.read_text(encoding="utf-8"))
         value = noted.setdefault(name, found)
         write_json(noted, file)
@@ -114,9 +118,13 @@ class Journal:
             self.close()
 
     def close(self) -> None:
-        """Forget everything: the run is finished."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """Forget everything, for the run is finished or begins anew; a folder of something else is left alone."""
+        if self.folder is None or not self.writes or not (self.folder / IDENTITY).is_file():
+            return
+        for file in (*self.folder.glob("*.safetensors"), *self.folder.glob(".*.tmp"), self.folder / IDENTITY):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # somebody put something else into it
+            self.folder.rmdir()
 
 
 def write_entry(path: Path, entry: Entry) -> None:

@@ -73,9 +73,9 @@ def linear_map(
 ) -> LinearMap:  # fmt: skip
     """Find the map of standardized numbers with the least loss of a task under a penalty.
 
-    Of numbers this is ridge regression, of classes penalized logistic regression. Points of unknown label and
-    weight zero are no part of it. The penalty is the one of `ridge.CLOSE` or `ridge.PENALTIES` that predicts best what
-    is held out: each point in turn where labels are numbers, a fifth of the groups of points otherwise.
+    Of numbers this is ridge regression, of classes penalized logistic regression. Every point has a label, of numbers
+    perhaps a bound. The penalty is the one of `ridge.CLOSE` or `ridge.PENALTIES` that predicts best what is held out:
+    each point in turn where labels are numbers, a fifth of the groups of points otherwise.
 
     >>> x = np.arange(12.0)[:, None]
     >>> labels = [3 * float(value) + 1 for value in x[:, 0]]
@@ -230,7 +230,8 @@ def _own_axes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     y = np.ascontiguousarray(x.numpy())
     key = f"{y.shape} {hashlib.sha256(y.data).hexdigest()}" if y.size else ""
-    if key not in _LAST:
+    kept = _LAST.get(key)  # at once, for another thread may forget them
+    if kept is None:
         squares, vectors = map(torch.from_numpy, np.linalg.eigh(y @ y.T if len(y) < y.shape[1] else y.T @ y))
         there = squares > squares.max() * NEGLIGIBLE
         sizes, vectors = squares[there].sqrt(), vectors[:, there]
@@ -238,8 +239,8 @@ def _own_axes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not KEPT[0] <= axes.nbytes <= KEPT[1]:
             return x @ axes.T, axes, sizes
         _LAST.clear()
-        _LAST[key] = axes, sizes
-    axes, sizes = _LAST[key]
+        _LAST[key] = kept = axes, sizes
+    axes, sizes = kept
     return x @ axes.T, axes, sizes
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from esmtune.memory import GIB
 from esmtune.terminal import results
 
 if TYPE_CHECKING:
@@ -78,9 +79,6 @@ def print_findings(found: "Check") -> None:
         ids += ", …" if len(finding.ids) > SHOWN_IDS else "." * bool(ids)
         color = COLORS[finding.severity]
         results.print(f"[{color}]{finding.severity}[/] {finding.name}: {escape(finding.text + ids)}", soft_wrap=True)
-
-
-GIB = 2**30
 
 
 def print_plan(found: "Plan") -> None:

@@ -4,7 +4,7 @@ import copy
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -70,6 +70,17 @@ class Trained:
     origin: Origin  # the encoder as it was before
     kept: Kept  # what it made of sequences, if it was frozen and this process did it
 
+    @cached_property
+    def calibrates(self) -> list[bool]:
+        """With folds, whether the member that speaks for a labeled record keeps it for calibration."""
+        drawn = [member.data.of(None) for member in self.members]
+        return [s is not None and drawn[s][place].split == "calibration" for place, s in enumerate(self.speakers)]
+
+    @cached_property
+    def speakers(self) -> list[int | None]:
+        """With folds, the number of the member that speaks for each labeled record; None for those that all do."""
+        return speakers_of(self.members) if self.by_fold else [None] * len(self.members[0].data.of(None))
+
 
 def members_of(config: TrainConfig, data: Dataset, folds: int) -> list[Member]:
     """A member for each seed, or for each fold of the training records."""
@@ -108,6 +119,10 @@ def train_members(
         origin = find_origin(config, data, watch)
         journal.agree("encoder's SHA-256", encoder_digest(origin.encoder))
         config = decided(config, data, origin, watch)
+        precision = journal.kept("precision in use", config.precision)
+        if precision != config.precision:
+            watch(Notice(f"Going on in {precision}, in which the run began."))
+            config = replace(config, precision=precision)
         members = members_of(config, data, folds)
         fitted_task = fit_task(data, config.task)
         if fitted_task.only_orders and config.global_batch_size == 1:
@@ -138,8 +153,9 @@ def train_members(
     kept = [number for number, member in enumerate(members) if member.name not in lost]
     outputs, distances = common.average(answers[kept]), fitted[kept[0]].distances
     if folds > 1:
-        outputs = _out_of_fold(members, answers, outputs)
-        distances = _distances_out_of_fold(members, fitted)
+        speakers = speakers_of(members)
+        outputs = _out_of_fold(members, speakers, answers, outputs)
+        distances = _distances_out_of_fold(speakers, fitted)
     chosen = [predictors[number] for number in kept]
     return Trained(
         config=config,
@@ -184,10 +200,11 @@ def _train(
     kept: Kept, gives_back: bool,
 ) -> list[Entry]:  # fmt: skip
     """Train the members one after the other, in this process among others."""
-    if gives_back:
-        give_back_at_once()
     if fabric.world_size > 1:
         origin = copy.deepcopy(origin)  # what comes to a process lies in memory that all share
+        members, gives_back = _agreed(fabric, members, gives_back)
+    if gives_back:
+        give_back_at_once()
     entries = []
     with torch.random.fork_rng(devices=[]), asked_to_stop() as stop:
         for number, member in enumerate(members, start=1):
@@ -202,6 +219,14 @@ def _train(
                 watch(Notice(f"Member {number} of {len(members)}, {member.name}, was trained before."))
             entries.append(done)
     return entries
+
+
+def _agreed(fabric: Fabric, members: Sequence[Member], gives_back: bool) -> tuple[Sequence[Member], bool]:
+    """What the first process decided by its memory and device, in all: else they would divide a step differently."""
+    names = ("tokens_per_batch", "checkpoint_activations", "precision")
+    own = {name: getattr(members[0].config, name) for name in names}, gives_back
+    chosen, gives_back = fabric.broadcast(own)
+    return [replace(member, config=replace(member.config, **chosen)) for member in members], gives_back
 
 
 def _train_stages(
@@ -266,19 +291,33 @@ def draws_of(fitted: Fitted, common: Task) -> Float[Tensor, "draws points output
     return torch.stack([common.translated(draw, own) for draw in fitted.outputs])
 
 
-def _out_of_fold(members: Sequence[Member], answers: Tensor, outputs: Tensor) -> Tensor:
-    """For each point the answer of the member that did not learn from it; for test points that of all."""
-    outputs = outputs.clone()
+def speakers_of(members: Sequence[Member]) -> list[int | None]:
+    """Which of several folds speaks for each labeled record: of those that did not learn from it the last.
+
+    For records that no fold learns from, which are for the test, all speak: None.
+    """
+    speakers: list[int | None] = [None] * len(members[0].data.of(None))
     for number, member in enumerate(members):
-        held_out = [r.split in UNFITTED for r in member.data.of(None) for _ in r.labels]
-        outputs[torch.tensor(held_out)] = answers[number][torch.tensor(held_out)]
+        for place, record in enumerate(member.data.of(None)):
+            if record.split in UNFITTED:
+                speakers[place] = number
+    return speakers
+
+
+def _out_of_fold(members: Sequence[Member], speakers: Sequence[int | None], answers: Tensor, outputs: Tensor) -> Tensor:
+    """For each point the answer of the member that speaks for its record; for test points that of all."""
+    outputs = outputs.clone()
+    of_points = [s for s, r in zip(speakers, members[0].data.of(None), strict=True) for _ in r.labels]
+    for number, answer in enumerate(answers):
+        own = torch.tensor([speaker == number for speaker in of_points])
+        outputs[own] = answer[own]
     return outputs
 
 
-def _distances_out_of_fold(members: Sequence[Member], fitted: Sequence[Fitted]) -> Tensor:
-    """How far each record is from what the member learned from that did not see it; test records from the first's."""
+def _distances_out_of_fold(speakers: Sequence[int | None], fitted: Sequence[Fitted]) -> Tensor:
+    """How far each record is from what the member learned from that speaks for it; test records from the first's."""
     distances = fitted[0].distances.clone()
-    for member, own in zip(members, fitted, strict=True):
-        held_out = torch.tensor([r.split in UNFITTED for r in member.data.of(None)])
-        distances[held_out] = own.distances[held_out]
+    for number, found in enumerate(fitted):
+        own = torch.tensor([speaker == number for speaker in speakers])
+        distances[own] = found.distances[own]
     return distances

@@ -5,6 +5,8 @@ import gc
 import mmap
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,18 @@ def free_memory(device: str) -> int:
     return max(0, int(min(psutil.virtual_memory().available, _left_by_limits(Path("/proc/self/cgroup"), Path("/")))))
 
 
+def whole_memory() -> int:
+    """Bytes of memory that this process may ever have: the machine's, or a container's limit if that is less.
+
+    >>> whole_memory() >= free_memory("cpu")
+    True
+    """
+    import psutil
+
+    limits = (most for most, _ in _limits(Path("/proc/self/cgroup"), Path("/")))
+    return int(min([psutil.virtual_memory().total, *limits]))
+
+
 def give_back_at_once() -> None:
     """From now on, let every freed block of a megabyte and more leave this process at once, where it runs on glibc.
 
@@ -135,10 +149,12 @@ def _high_water_mark() -> int:
 
 def _left_by_limits(groups: Path, root: Path) -> float:
     """Bytes that the control groups of this process, and those around them, leave; infinity without a limit."""
-    left = float("inf")
-    if not groups.is_file():
-        return left
-    for line in groups.read_text().splitlines():
+    return min([most - used for most, used in _limits(groups, root)], default=float("inf"))
+
+
+def _limits(groups: Path, root: Path) -> Iterator[tuple[float, float]]:
+    """The most that the control groups of this process, and those around them, may hold, and what they hold."""
+    for line in groups.read_text().splitlines() if groups.is_file() else ():
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory"):
             continue
@@ -146,20 +162,16 @@ def _left_by_limits(groups: Path, root: Path) -> float:
         names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
         folder = top / path.lstrip("/")
         for place in (folder, *folder.parents):
-            left = min(left, _left_in(place, *names))
+            yield from _limit_of(place, *names)
             if place == top:
                 break
-    return left
 
 
-def _left_in(folder: Path, limit: str, used: str) -> float:
-    """What one control group leaves; pages of files that it could give up count as left."""
-    try:
+def _limit_of(folder: Path, limit: str, used: str) -> Iterator[tuple[float, float]]:
+    """What one control group may hold, and what it holds; pages of files that it could give up do not count."""
+    with suppress(OSError, ValueError):  # there is none, or it is not for us to read
         most, now = (folder / limit).read_text().strip(), int((folder / used).read_text())
         statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return float("inf")  # there is none, or it is not for us to read
-    if most == "max":
-        return float("inf")
-    reclaimable = int(statistics.get("total_inactive_file", statistics.get("inactive_file", "0")))
-    return float(int(most) - now + reclaimable)
+        if most != "max":
+            reclaimable = int(statistics.get("total_inactive_file", statistics.get("inactive_file", "0")))
+            yield float(int(most)), float(now - reclaimable)

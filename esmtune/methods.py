@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -147,18 +147,28 @@ def times_of(tables: Sequence[Table], column: str, records: Iterable[Record]) ->
             raise ValueError(f"{table.source} has no column {column!r}. It has: {', '.join(table.frame.columns)}.")
         cells |= {table.where(row): cell for row, cell in enumerate(table.frame[column].to_list())}
     first: dict[str, float] = {}
+    kinds: dict[str, str] = {}
     for record in records:
-        time = _time(cells[record.where], record.where)
+        time, kind = _time(cells[record.where], record.where)
         first[record.sequence] = min(time, first.get(record.sequence, math.inf))
+        kinds.setdefault(kind, record.where)
+    if len(kinds) > 1:
+        (one, here), (other, there) = kinds.items()
+        raise ValueError(
+            f"the column {column!r} has {one} ({here}) and {other} ({there}), which cannot be put in order. Write all "
+            "of them in one way, such as 2021-01-01 for a year."
+        )
     return first
 
 
-def _time(cell: Any, where: str) -> float:
+def _time(cell: Any, where: str) -> tuple[float, str]:
+    """A number or a date as a number, and which of them it is; without a time zone, dates are those of UTC."""
     number = as_number(as_text(cell))
     if isinstance(number, float) and math.isfinite(number):
-        return number
+        return number, "numbers"
     try:
-        return datetime.fromisoformat(str(cell).strip()).timestamp()
+        date = datetime.fromisoformat(str(cell).strip())
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp(), "dates"
     except ValueError:
         raise ValueError(f"{where}: {cell!r} is no time; expected a number or a date such as 2024-05-31.") from None
 

@@ -26,14 +26,17 @@ def regression_scores(labels: Float[np.ndarray, "points"], predictions: Float[np
     >>> regression_scores(np.array([1.0, 2.0, 3.0]), np.array([2.0, 3.0, 4.0]))["mae"]
     1.0
     """
-    from scipy.stats import pearsonr, spearmanr
+    from scipy.stats import NearConstantInputWarning, pearsonr, spearmanr
     from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
     varies = len(set(labels.tolist())) > 1
     ranks = varies and len(set(predictions.tolist())) > 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NearConstantInputWarning)  # a library says nothing unless asked
+        pearson = _known(pearsonr(labels, predictions)[0]) if ranks else None
     return {
         "spearman": _known(spearmanr(labels, predictions)[0]) if ranks else None,
-        "pearson": _known(pearsonr(labels, predictions)[0]) if ranks else None,
+        "pearson": pearson,
         "r2": _known(r2_score(labels, predictions)) if varies else None,
         "rmse": _known(root_mean_squared_error(labels, predictions)) if len(labels) else None,
         "mae": _known(mean_absolute_error(labels, predictions)) if len(labels) else None,

@@ -129,10 +129,10 @@ def nearness_in(
     """How near the held-out records of a run are to its training records; NaN for the latter.
 
     `folds` are the same records as each of several members sees them: a training record that one of them holds out is
-    as near as it is to what that one learns from.
+    as near as it is to what that one learns from; of several the last, which speaks for it.
     """
     found = _near(records, [r.split != "train" for r in records], wild_type, coverage)
-    for own in reversed(folds):  # of a record that several hold out, as the first has it
+    for own in folds:
         held = [old.split == "train" and new.split in UNFITTED for old, new in zip(records, own, strict=True)]
         more = _near(own, held, wild_type, coverage)
         found = more if found is None else found if more is None else found.filled(more, np.array(held))

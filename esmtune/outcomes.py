@@ -129,7 +129,7 @@ def read_outcome(path: str | Path) -> Outcome:
     try:
         predictions = _text_of(path / "predictions.csv")
         spec = _json(path / "predictor" / "predictor.json")
-        members = spec.get("members", [])
+        members = len(found) if isinstance(found := spec.get("members"), list) else 0
         return Outcome(
             path=path,
             config=_toml(path / "run.toml"),
@@ -137,8 +137,8 @@ def read_outcome(path: str | Path) -> Outcome:
             history=_lines(path / "history.jsonl"),
             predictions=predictions,
             environment=_json(path / "environment.json"),
-            spec=_json(path / "predictor" / members[0] / "predictor.json") | _own(spec) if members else spec,
-            members=max(1, len(members)),
+            spec=_json(path / "predictor" / "members" / "0" / "predictor.json") | _own(spec) if members else spec,
+            members=max(1, members),
             curves={name: Discrimination.loaded(own) for name, own in _json(path / CURVES).items()},
             digests=_digests(path / "split.csv", predictions),
         )

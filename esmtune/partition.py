@@ -125,10 +125,11 @@ def with_splits(
         scheme, pairs, found = told_scheme(own, scheme, valid, test)
     try:
         parted = split_by(own, scheme, valid=valid, test=test, pairs=pairs) if own else None
-    except ValueError:
+    except ValueError as error:
         if method is not None:
             raise
-        scheme, found = replace(scheme, method="random"), f"Related sequences cannot be held out apart. {RELATED}"
+        why = f"Related sequences cannot be held out apart: {error}"
+        scheme, found = replace(scheme, method="random"), f"{why} {RELATED}"
         parted = split_by(own, scheme, valid=valid, test=test)
     for place in free if parted else []:
         part = parted.parts[records[place].sequence]  # pyright: ignore[reportOptionalMemberAccess]
@@ -145,7 +146,7 @@ def with_splits(
     counts = {split: sum(r.split == split for r in records) for split in SPLITS}
     names = [split for split in ("valid", "test") if split in missing and any(records[p].split == split for p in free)]
     names += [f"{folds} folds of train for validation"] if folds > 1 else []
-    notices += [_said(counts, names, parted, scheme, found), *_warned(records, counts, folds)]
+    notices += [_said(counts, names, parted, scheme, found), *_warned(counts, folds)]
     facts = dict(_facts(parted, folded)) if names else {"method": "given"}
     facts["text"] = notices[0]
     return Partition(
@@ -167,7 +168,7 @@ def with_file(records: Sequence[Record], path: str) -> tuple[Partition, int]:
     folds = file.folds
     text = f"Split: {sizes} (as {path} says)."
     held = {r.sequence: file.held(r) for r in split if r.split == "train"} if folds > 1 else {}
-    notices = [text, *_warned(split, counts, folds)]
+    notices = [text, *_warned(counts, folds)]
     facts = {"method": "given", "text": text}
     return Partition(records=split, notices=notices, facts=facts, held=held), folds
 
@@ -241,7 +242,7 @@ def _facts(parted: Parted | None, folded: Folded | None) -> Mapping[str, Any]:
     return facts
 
 
-def _warned(records: Sequence[Record], counts: Mapping[str, int], folds: int) -> list[str]:
+def _warned(counts: Mapping[str, int], folds: int) -> list[str]:
     notices = []
     if not counts["valid"] and folds == 1:
         notices.append("There are no validation rows: training keeps the weights after its last step.")

@@ -10,7 +10,7 @@ import torch
 
 from esmtune.assignments import fit_task
 from esmtune.commands import command_of
-from esmtune.composition import Origin, compose
+from esmtune.composition import Origin, compose, decided, find_origin
 from esmtune.config import TrainConfig
 from esmtune.curation import curate_training
 from esmtune.devices import choose_device
@@ -18,7 +18,7 @@ from esmtune.esm2 import OFFICIAL, RANDOM, ESM2Config
 from esmtune.events import Watcher, silent
 from esmtune.fitting import configured
 from esmtune.footprint import footprint_of_passing
-from esmtune.members import Member, decided, find_origin, members_of
+from esmtune.members import Member, members_of
 from esmtune.predictor import Predictor
 from esmtune.provisions import Provision, provision_of
 from esmtune.shortage import is_out_of_memory

@@ -303,8 +303,13 @@ class Predictor(nn.Module, Predicting):
             self.precision = before
 
     def _verify(self, golden: Sequence[Mapping[str, Any]], folder: Path) -> None:
-        saved = torch.cat([torch.tensor(row["outputs"]).reshape(-1, self.task.num_outputs) for row in golden])
-        got = self._golden([row["sequence"] for row in golden])
+        try:
+            saved = torch.cat([torch.tensor(row["outputs"]).reshape(-1, self.task.num_outputs) for row in golden])
+            got = self._golden([row["sequence"] for row in golden])
+            if saved.shape != got.shape:
+                raise ValueError(f"{len(saved)} golden outputs for {len(got)}")
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{folder / 'predictor.json'} is damaged ({type(error).__name__}: {error}).") from None
         difference = (got - saved).abs().max().item()
         if not difference <= GOLDEN_TOLERANCE * max(1.0, saved.abs().max().item()):
             raise ValueError(

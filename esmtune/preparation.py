@@ -60,7 +60,8 @@ def set_up(
     _decide_on_scale(predictor, inputs, data, points, probe)
     if head.is_solved:
         if not inputs.is_kept:
-            raise ValueError("head 'ridge' is solved in one go, on a frozen encoder: take --tuning frozen.")
+            name = predictor.spec.head["name"]
+            raise ValueError(f"head {name!r} is solved in one go, on a frozen encoder: take --tuning frozen.")
         rows = inputs.rows(train).to(fabric.device)
         task = predictor.with_task(predictor.task.pointwise()).task
         targets = task.targets(labels).to(fabric.device)

@@ -23,13 +23,28 @@ from esmtune.config import TrainConfig
 from esmtune.devices import choose_device
 from esmtune.events import Notice, Progress, Terminated, Watcher
 from esmtune.journal import Entry, read_entry, write_entry
+from esmtune.shortage import is_out_of_memory
 
+REFUSAL = ".error.txt"  # what a process had to say to the user
+SCARCE = (
+    "memory ran out in one of several processes, which cannot start over. Take smaller passes (--tokens-per-batch "
+    "256), fewer --devices, or a smaller encoder; `esmtune plan` with the same options shows what fits."
+)
 PATIENCE_SECONDS = 30  # that processes have to save and end when they are asked to
 
 # Fabric announces each process on standard error; whoever wants to hear that can raise the level again.
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 Work = Callable[..., list[Entry]]  # called with fabric and watch, in every process; gives what goes back
+
+
+def rank_outside(config: TrainConfig) -> int:
+    """Which of the processes that torchrun or SLURM started this one is; 0 where there is one, or they start here."""
+    if config.devices * config.num_nodes > 1:
+        for environment in (TorchElasticEnvironment, SLURMEnvironment):
+            if environment.detect():
+                return environment().global_rank()
+    return 0
 
 
 def launched(config: TrainConfig, work: Work, watch: Watcher, log_folder: Path | None) -> tuple[list[Entry], bool]:
@@ -55,17 +70,18 @@ def _spawned(fabric: Fabric, work: Work, watch: Watcher) -> list[Entry]:
                     watch(event)
             except BaseException as error:
                 raised.append(error)
+                threading.Thread(target=_end_processes, daemon=True).start()  # nobody watches any more
 
     with tempfile.TemporaryDirectory() as folder, terminable():
         listener = threading.Thread(target=listen, daemon=True)
         listener.start()
         try:
             fabric.launch(partial(_to_files, work=work, watch=_Relay(queue), folder=Path(folder)))
-        except ProcessRaisedException as error:
-            last = str(error).strip().splitlines()[-1]
-            if last.startswith("ValueError: "):  # a user's error in a process is a user's error here
-                raise ValueError(last.removeprefix("ValueError: ")) from None
-            raise
+        except ProcessRaisedException:
+            if not raised and (said := next(Path(folder).glob(f"*{REFUSAL}"), None)):
+                raise ValueError(said.read_text(encoding="utf-8")) from None  # a user's error there is one here
+            if not raised:
+                raise
         except BaseException:
             _end_processes()
             raise
@@ -74,11 +90,17 @@ def _spawned(fabric: Fabric, work: Work, watch: Watcher) -> list[Entry]:
             listener.join()
         if raised:
             raise raised[0]
-        return [read_entry(file) for file in sorted(Path(folder).iterdir())]
+        return [read_entry(file) for file in sorted(Path(folder).glob("*.safetensors"))]
 
 
 def _to_files(fabric: Fabric, *, work: Work, watch: Watcher, folder: Path) -> None:
-    made = work(fabric, watch=watch)
+    try:
+        made = work(fabric, watch=watch)
+    except (ValueError, RuntimeError, MemoryError) as error:
+        text = SCARCE if is_out_of_memory(error) else str(error)
+        if isinstance(error, ValueError) or text == SCARCE:
+            (folder / f"{fabric.global_rank}{REFUSAL}").write_text(text, encoding="utf-8")
+        raise
     if fabric.is_global_zero:
         for number, entry in enumerate(made):
             write_entry(folder / f"{number:06d}.safetensors", entry)

@@ -102,7 +102,7 @@ def footprints(predictor: Predictor, config: TrainConfig, sequences: Sequence[st
     if not predictor.rates and not predictor.masks:  # then what the head sees is computed once, and kept
         size = sum(size_of(predictor, sequence) for sequence in set(sequences))
         # What is looked at is put together, standardized and, by some, sorted.
-        features = (size if fits_in_memory(size) else 0) + LOOKED_AT * min(size, MEASURED_BYTES)
+        features = (size if fits_in_memory(size, config.devices) else 0) + LOOKED_AT * min(size, MEASURED_BYTES)
     measure = partial(
         footprint_of_training, predictor, precision=config.precision, averages=bool(config.ema), features=features
     )

@@ -8,7 +8,7 @@ import polars as pl
 
 from esmtune.labels import written
 from esmtune.nearness import Nearness
-from esmtune.records import UNFITTED, Dataset, Label, Target, of_target
+from esmtune.records import Dataset, Label, Target, of_target
 
 if TYPE_CHECKING:
     from esmtune.members import Trained
@@ -80,11 +80,7 @@ def predictions_of(trained: "Trained", dataset: Dataset, near: Nearness | None =
     details = dataset.level == "sequence"
     if trained.by_fold:
         answers = trained.outputs[None]
-        folds = [None] * len(records)
-        for number, member in enumerate(trained.members):
-            for place, record in enumerate(member.data.of(None)):
-                folds[place] = number if record.split in UNFITTED else folds[place]  # pyright: ignore[reportCallIssue, reportArgumentType]
-        frame = frame.with_columns(pl.Series("fold", folds, dtype=pl.Int64))
+        frame = frame.with_columns(pl.Series("fold", trained.speakers, dtype=pl.Int64))
     else:
         answers = trained.draws[kept].flatten(0, 1)
     frame = frame.hstack(readings(trained.task, dataset.targets, answers, counts, details=details))

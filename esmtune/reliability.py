@@ -100,8 +100,7 @@ def _held_out(trained: Trained, data: Dataset) -> tuple[np.ndarray, Float[Tensor
     """
     records = data.of(None)
     if trained.by_fold and not any(r.split == "calibration" for r in records):
-        drawn = [[r.split == "calibration" for r in m.data.of(None) for _ in r.labels] for m in trained.members]
-        return np.array([any(found) for found in zip(*drawn, strict=True)]), trained.outputs[None]
+        return np.repeat(trained.calibrates, [len(r.labels) for r in records]), trained.outputs[None]
     seen = seen_elsewhere(records)
     given = [r.split == "calibration" and r.sequence not in seen for r in records for _ in r.labels]
     return np.array(given), together(trained)

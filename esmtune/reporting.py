@@ -18,7 +18,7 @@ from esmtune.circumstances import (
 from esmtune.confusions import calibration_section, classes_section
 from esmtune.events import Notice, Watcher, silent
 from esmtune.evidence import agreement_section, errors_section, examples_section, worst_section
-from esmtune.judgements import (
+from esmtune.judgments import (
     best_baseline,
     better_baselines,
     chief_metric,

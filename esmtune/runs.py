@@ -139,9 +139,8 @@ def _by_nearness(trained: "Trained", dataset: Dataset, near: Nearness | None) ->
 
 
 def _kept_for_calibration(trained: "Trained", dataset: Dataset) -> int:
-    """How many records chose no weights; with folds each counts once."""
-    drawn = {r.where for member in trained.members for r in member.data.of("calibration")} if trained.by_fold else ()
-    return len(drawn) or len(dataset.of("calibration"))
+    """How many records chose no weights of a member that speaks for them."""
+    return sum(trained.calibrates) or len(dataset.of("calibration"))
 
 
 def resolved(config: TrainConfig, curated: Curated, spec: "Spec") -> TrainConfig:

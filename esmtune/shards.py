@@ -49,7 +49,7 @@ class Shard:
             layers = {int(name.removeprefix("layer.")): rows for name, rows in arrays.items()}
             sums = json.loads(about["checksums"])
             known = {name: str(about[name]) for name in ("encoder", "sha256", "pool", "precision")}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):  # of a damaged header
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):  # damaged
             return None
         return cls(file=file, about=known, sums=sums, digests=digests, starts=starts, layers=layers)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from esmtune.applicability import References, sampled
 from esmtune.config import TrainConfig
-from esmtune.events import Notice, Progress, Terminated, Watcher
+from esmtune.events import Notice, Progress, Terminated, Watcher, silent
 from esmtune.features import Kept, sum_over_processes
 from esmtune.gradients import affordable, nothing, step_of
 from esmtune.inputs import Inputs
@@ -49,7 +49,9 @@ def train_once(
     Raises:
         Terminated: when `stop` is set; the journal then has what is needed to go on.
     """
-    watch = _interruptible(watch if fabric.is_global_zero else (lambda event: None), stop)
+    watch = watch if fabric.is_global_zero else silent
+    if fabric.world_size == 1:  # several end together, after a step
+        watch = _interruptible(watch, stop)
     records = data.of(None)
     train, valid, calibration, test = ([i for i, r in enumerate(records) if r.split == s] for s in SPLITS)
     labels = [label for r in records for label in r.labels]
@@ -92,7 +94,7 @@ def train_once(
                 seed = dropout_seed(config.seed, epoch)
                 total = affordable(fabric, model, inputs, batch, targets, weights, seed)
                 norm = fabric.clip_gradients(model, optimizer, max_norm=config.clip, error_if_nonfinite=False)
-                total, is_finite = _over_processes(fabric, total, norm)
+                total, is_finite, is_asked = _over_processes(fabric, total, norm, stop)
                 if not is_finite:
                     diverged = {"step": step, "epoch": epoch, "ids": [records[i].id for i in batch]}
                     break
@@ -101,6 +103,8 @@ def train_once(
                 if now.average:
                     moved_average(now.average, live, (config.ema or 0.0) * schedule.per_epoch, step)
                 now.step, now.is_due = step, is_last_of_epoch
+                if is_asked:
+                    raise Terminated
                 if fabric.is_global_zero and journal.is_due:
                     journal.save(name, entry_of(now, predictor, optimizer))
                 note = f"epoch {epoch}{best_so_far(now.best, metric)}"
@@ -215,14 +219,19 @@ def _interruptible(watch: Watcher, stop: threading.Event) -> Watcher:
     return hear
 
 
-def _over_processes(fabric: Fabric, part: Total, norm: Any) -> tuple[Total, bool]:
-    """The loss of all processes, so that whichever goes on has it; and whether it and all gradients are finite."""
+def _over_processes(fabric: Fabric, part: Total, norm: Any, stop: threading.Event) -> tuple[Total, bool, bool]:
+    """The loss of all processes, so that whichever goes on has it; whether it and all gradients are finite.
+
+    And of several processes whether one was asked to stop: then all do, for they wait for each other.
+    """
     is_finite = torch.isfinite(part.sum) & torch.isfinite(torch.as_tensor(norm, device=part.sum.device))
     if fabric.world_size == 1:
-        return part, bool(is_finite)
-    each = torch.stack((part.sum, torch.full_like(part.sum, part.count), (~is_finite).to(part.sum)))
-    loss, count, lost = sum_over_processes(fabric, each)
-    return Total(loss, round(count.item())), not lost
+        return part, bool(is_finite), False
+    own = part.sum
+    counts = [torch.full_like(own, x) for x in (part.count, stop.is_set())]
+    each = torch.stack((own, *counts, (~is_finite).to(own)))
+    loss, count, asked, lost = sum_over_processes(fabric, each)
+    return Total(loss, round(count.item())), not lost, bool(asked)
 
 
 def _advice(diverged: dict[str, Any], best: dict[str, Any]) -> str:

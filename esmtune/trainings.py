@@ -6,7 +6,7 @@ from typing import Any
 
 from esmtune.charts import Line, line_chart
 from esmtune.events import counted_as
-from esmtune.judgements import CHIEF, chief_metric
+from esmtune.judgments import CHIEF, chief_metric
 from esmtune.outcomes import Outcome
 from esmtune.pages import Part, Rows, Section, Text
 from esmtune.phrases import meaning, metric_name, number, share

@@ -418,7 +418,7 @@ PARTED = pl.DataFrame(
     [
         (PARTED, {"identity": 0.5}, "identity"),
         (PARTED, {"valid_fraction": 0.2, "test_fraction": 0.3}, "test-fraction|valid-fraction"),
-        (TWENTY, {"folds": 4, "valid_fraction": 0.2}, "valid-fraction"),
+        (TWENTY, {"split": "random", "folds": 4, "valid_fraction": 0.2}, "valid-fraction"),
         (TWENTY, {"split": "random", "identity": 0.5}, "identity"),
         (TWENTY, {"folds": 1, "valid_fraction": 0.0, "patience": 3, "valid_window": 2}, "patience and --valid-window"),
         (PARTED, {"encoder_learning_rate": 1e-3}, "encoder-learning-rate"),

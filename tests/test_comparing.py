@@ -188,7 +188,7 @@ def test_what_cannot_be_compared_is_refused(folder, shell, runs, said):
     assert said in answer.err
 
 
-def test_another_place_of_judgement_is_refused(folder, tmp_path):
+def test_another_place_of_judging_is_refused(folder, tmp_path):
     other = shutil.copytree(folder / "poor", tmp_path / "valid")
     metrics = json.loads((other / "metrics.json").read_text())
     del metrics["test"]

@@ -16,7 +16,7 @@ from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, Tokens
 from esmtune.events import silent
 from esmtune.fitting import configured
-from esmtune.footprint import MEASURED_BYTES, Footprint, Most
+from esmtune.footprint import MEASURED_BYTES, Footprint, Most, fits_in_memory
 from esmtune.memory import _left_by_limits, is_room_for_threads
 from esmtune.provisions import LOOKED_AT, footprints, most_of, provision
 from esmtune.shortage import NO_CODE, TooLittleMemoryError, halving, is_out_of_memory
@@ -353,6 +353,14 @@ def test_features_that_are_streamed_are_not_in_memory(monkeypatch):
     assert counted() == (1 + LOOKED_AT) * size
     monkeypatch.setattr("esmtune.footprint.SHARE_OF_MEMORY", 0.0)
     assert counted() == LOOKED_AT * size
+
+
+def test_features_fit_by_what_a_container_and_other_processes_leave(monkeypatch):
+    assert fits_in_memory(10 * 2**20)
+    monkeypatch.setattr("esmtune.memory._limits", lambda groups, root: [(30 * 2**20, 0)])
+    assert fits_in_memory(10 * 2**20)
+    assert not fits_in_memory(10 * 2**20, 2)
+    assert not fits_in_memory(13 * 2**20)
 
 
 @pytest.mark.parametrize("version", ["1", "2"])

@@ -22,7 +22,7 @@ from esmtune.circumstances import hidden, repeating
 from esmtune.confusions import confusion
 from esmtune.discrimination import confidence_of
 from esmtune.evidence import by_record
-from esmtune.judgements import verdict
+from esmtune.judgments import verdict
 from esmtune.outcomes import read_outcome
 from esmtune.pages import Chart, Page, Rows, Section, Text, rendered
 from esmtune.points import cells_of

@@ -18,6 +18,7 @@ from esmtune import families, identity
 from esmtune.config import TrainConfig
 from esmtune.curation import curate_training
 from esmtune.identity import NoMMseqsError, Pairs, mmseqs, nearest
+from esmtune.members import members_of
 from esmtune.methods import folds_by
 from esmtune.records import Record
 from esmtune.schemes import Scheme
@@ -245,6 +246,9 @@ def test_time():
     cells = ["2001", "2002", "soon", *["2003"] * (VARIANTS.height - 3)]
     with pytest.raises(ValueError, match=r"row 3: 'soon' is no time; expected a number or a date"):
         esmtune.split(VARIANTS.with_columns(year=pl.Series(cells)), method="time", time="year")
+    cells = ["2001", "2002-05-01", *["2003"] * (VARIANTS.height - 2)]
+    with pytest.raises(ValueError, match=r"'year' has numbers .*row 1. and dates .*row 2., which cannot be put in"):
+        esmtune.split(VARIANTS.with_columns(year=pl.Series(cells)), method="time", time="year")
     with pytest.raises(ValueError, match=r"needs the column with the times: --time COLUMN"):
         esmtune.split(VARIANTS, method="time")
 
@@ -358,8 +362,6 @@ def test_a_column_and_a_method_of_one_name():
 
 def test_folds_of_training_by_position():
     found, _ = split_of(VARIANTS, split="position", folds=4)
-    from esmtune.members import members_of
-
     members = members_of(TrainConfig(), found.dataset, 4)
     for member in members:
         wild = VARIANTS_CONSENSUS
@@ -373,6 +375,32 @@ def test_folds_of_training_by_position():
         seen = set().union(*own("train"))
         assert own("valid")
         assert all(found - seen for found in own("valid") if found)
+
+
+def test_one_fold_speaks_for_a_variant_that_several_hold_out(tiny):
+    """In its prediction, its distance and identity, and whether it is for calibration."""
+    labels = pl.Series("label", [n % 70 / 7 for n in range(VARIANTS.height)])
+    run = esmtune.train(
+        VARIANTS.with_columns(labels), encoder=str(tiny), split="position", folds=4, max_steps=1,
+        calibration_fraction=0.5, head={"name": "mlp", "ridge": False},
+    )  # fmt: skip
+    data, _ = split_of(VARIANTS.with_columns(labels), split="position", folds=4)
+    members = members_of(TrainConfig(calibration_fraction=0.5), data.dataset, 4)
+    several = {s for s, held in data.dataset.held.items() if len(held) > 1}
+    assert len(several) > 5
+    sequences = dict(zip([r.id for r in data.dataset.records], [r.sequence for r in data.dataset.records], strict=True))
+    calibrated = 0
+    for row in run.predictions.filter(pl.col("split") == "train").iter_rows(named=True):
+        sequence, member = sequences[row["id"]], members[row["fold"]]
+        split = {r.split for r in member.data.records if r.sequence == sequence}
+        assert split <= {"valid", "calibration"}
+        calibrated += split == {"calibration"}
+        learned = [r.sequence for r in member.data.of("train")]
+        nearest = max(1 - sum(a != b for a, b in zip(sequence, s, strict=True)) / len(s) for s in learned)
+        assert row["identity"] == pytest.approx(nearest, abs=1e-4)
+        (said,) = run.predictor.members[row["fold"]].predict([sequence])
+        assert row["prediction"] == pytest.approx(said, abs=1e-5)
+    assert run.metrics["records"]["calibration"] == run.predictor.calibration[0].records == calibrated
 
 
 VARIANTS_CONSENSUS = "".join(Counter(column).most_common(1)[0][0] for column in zip(*SEQUENCES, strict=True))

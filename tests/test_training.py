@@ -189,6 +189,93 @@ def test_two_processes_give_the_numbers_of_one(tiny, tmp_path):
     assert len((tmp_path / "two" / "logs" / "csv" / "metrics.csv").read_text().splitlines()) == 1 + len(history)
 
 
+STARTED_OUTSIDE = """
+import os, sys
+import esmtune.cli, esmtune.provisions
+least = 64 if os.environ["RANK"] == "1" else 4096  # as if the second process had less memory
+esmtune.provisions.tokens_that_fit = lambda *args: least
+esmtune.cli.main()
+"""
+
+
+def test_processes_that_torchrun_started_divide_steps_alike_and_one_of_them_speaks(tiny, tmp_path):
+    options = {"tuning": "full", "epochs": 2, "global_batch_size": 8, "folds": 1, "split": "random"}
+    one = esmtune.train(LENGTHS, encoder=str(tiny), **options)
+    (tmp_path / "two.py").write_text(STARTED_OUTSIDE)
+    rows = [f"{sequence},{label}" for sequence, label in LENGTHS]
+    (tmp_path / "ten.csv").write_text("\n".join(["sequence,label", *rows]) + "\n")
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    start = ["-m", "torch.distributed.run", "--nproc-per-node=2", "two.py", "train", "ten.csv", f"--encoder={tiny}"]
+    (tmp_path / "out.unfinished").mkdir()
+    (tmp_path / "out.unfinished" / "thesis.txt").write_text("mine")
+    given += ["--devices=2", "--accelerator=cpu", "--out=out", "--overwrite"]
+    refused = in_new_process(*start, *given, OMP_NUM_THREADS="1", cwd=tmp_path)
+    assert refused.code
+    assert "out.unfinished is where a run keeps what it needs to go on, but holds other things" in refused.err
+    assert (tmp_path / "out.unfinished" / "thesis.txt").read_text() == "mine"
+    (tmp_path / "out.unfinished" / "thesis.txt").unlink()
+    two = in_new_process(*start, *given, OMP_NUM_THREADS="1", cwd=tmp_path)
+    assert two.code == 0, two.err
+    assert two.out.count("Run: out") == 1
+    assert two.err.count("Task: regression") == 1
+    history = [json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
+    agree(one.history, history, {}, {})
+    assert not (tmp_path / "out.unfinished").exists()
+
+
+SEVERAL = """
+import esmtune, json, os, signal, sys
+from esmtune import events, gradients
+
+what, table, encoder, out = sys.argv[1:]
+options = {"tuning": "full", "epochs": 3, "global_batch_size": 3, "valid_fraction": 0.3, "test_fraction": 0.1,
+           "checkpoint_minutes": 60, "devices": 2, "accelerator": "cpu", "overwrite": what != "resume", "folds": 1}
+
+def step(*args):
+    raise RuntimeError("std::bad_alloc")
+
+if what == "memory":
+    gradients.backward = step
+
+def watch(event):
+    if isinstance(event, events.Progress) and event.stage == "training" and event.done == 3:
+        if what == "stop":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if what == "raise":
+            raise RuntimeError("nobody looks any more")
+
+if __name__ == "__main__":
+    try:
+        if what == "raise":
+            options["epochs"] = 100_000
+        run = esmtune.train(table, encoder=encoder, out=out, watch=watch, resume=what == "resume", **options)
+        print(json.dumps(run.history))
+    except events.Terminated:
+        sys.exit(143)
+"""
+
+
+def test_several_processes_stop_together(tiny, tmp_path):
+    """Asked by SIGTERM, which leaves what is needed to go on to the same end; by a watcher; or for want of memory."""
+    (tmp_path / "script.py").write_text(SEVERAL)
+    rows = [f"{sequence},{label}" for sequence, label in LENGTHS]
+    (tmp_path / "ten.csv").write_text("\n".join(["sequence,label", *rows]) + "\n")
+
+    def script(what, out):
+        return in_new_process("script.py", what, "ten.csv", tiny, out, OMP_NUM_THREADS="1", cwd=tmp_path)
+
+    stopped = script("stop", "out")
+    assert stopped.code == 143, stopped.err
+    assert (tmp_path / "out.unfinished" / "seed-0.safetensors").is_file()
+    on, whole = script("resume", "out"), script("whole", "other")
+    assert on.code == 0, on.err
+    assert json.loads(on.out) == json.loads(whole.out)
+    raised = script("raise", "out")
+    assert raised.err.rstrip().endswith("RuntimeError: nobody looks any more")
+    scarce = script("memory", "out")
+    assert "ValueError: memory ran out in one of several processes" in scarce.err.splitlines()[-1]
+
+
 def test_labels_stay_with_their_sequences(tiny):
     """biotrainer paired a batch sorted by length with labels that were not; order in the table changes nothing."""
     table = [(sequence, float(i)) for i, sequence in enumerate(TEN)]
