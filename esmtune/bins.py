@@ -72,7 +72,7 @@ def told_apart(values: Float[np.ndarray, "values"]) -> list[str]:
     """
     decimals = max(0, 2 - int(np.floor(np.log10(np.abs(values).max() or 1.0))))
     while True:
-        texts = [f"{value:,.{decimals}f}" for value in values]
+        texts = [f"{round(float(value), decimals) + 0.0:,.{decimals}f}" for value in values]  # no -0
         if len(set(texts)) == len(texts) or decimals > DECIMALS:
             return [text.rstrip("0").rstrip(".") if "." in text else text for text in texts]
         decimals += 1

@@ -434,8 +434,16 @@ def test_a_cache_that_cannot_be_written_costs_no_run(tiny, tmp_path, monkeypatch
     esmtune.embed(str(tiny), list(TEN), cache=str(tmp_path), watch=heard.append)
     assert any("Read-only" in getattr(event, "text", "") for event in heard)
     monkeypatch.setattr(footprint, "SHARE_OF_MEMORY", 0.0)
-    with pytest.raises(OSError, match="cannot be written to the cache, from which they were to be read"):
+    with pytest.raises(ValueError, match="cannot be written to the cache, from which they were to be read"):
         esmtune.train(ROWS, **options)
+
+
+def test_features_that_a_cache_has_no_room_for_are_not_left_in_memory_unsaid(tiny, tmp_path, monkeypatch):
+    """As where another process filled the disk after the run had begun."""
+    monkeypatch.setattr(footprint, "SHARE_OF_MEMORY", 0.0)
+    monkeypatch.setattr(Cache, "_make_room", lambda self, size: False)
+    with pytest.raises(ValueError, match="cannot be written to the cache, from which they were to be read"):
+        esmtune.train(ROWS, **OPTIONS, encoder=str(tiny), cache=str(tmp_path))
 
 
 def test_nobody_else_reads_it(cache):

@@ -498,6 +498,8 @@ def test_bounds_alone_are_asked_about():
     assert curate(columns, task="multiclass").kind == "multiclass"
     columns["y"][2] = ">10"
     assert curate(columns).kind == "binary"
+    with pytest.raises(ValueError, match=r"the labels are bounds alone \(>10\)"):
+        curate(columns | {"y": [">10"] * 6})
 
 
 @pytest.mark.parametrize(("kind", "value"), [("regression", 1.0), ("multiclass", "1"), ("ordinal", "1")])

@@ -62,11 +62,20 @@ def test_an_ensemble_saved_is_an_ensemble_loaded(tiny, tmp_path, tuning):
         esmtune.Predictor.load(tmp_path / "run")
 
 
-def test_an_ensemble_follows_no_path_of_its_file(tiny, tmp_path):
+def test_a_damaged_ensemble_is_refused_and_no_path_of_its_file_followed(tiny, tmp_path):
     train(tiny, seeds=2, out=tmp_path / "run", epochs=1, **SPLIT)
     file = tmp_path / "run" / "predictor" / "predictor.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"members": ["members/0", "../../other"]}))
-    with pytest.raises(ValueError, match="is damaged: its members are"):
+    content = json.loads(file.read_text())
+    for members in (["members/0", "../../other"], ["../x"], 3, [], {"members/0": 1}, None):
+        file.write_text(json.dumps(content | {"members": members}))
+        for load in (esmtune.load, esmtune.Predictor.load):
+            with pytest.raises(ValueError, match="is damaged: its members are"):
+                load(tmp_path / "run")
+    file.write_text(json.dumps(content | {"needs": [["os"]]}))
+    with pytest.raises(ValueError, match="is damaged: it needs"):
+        esmtune.load(tmp_path / "run")
+    file.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="cannot be read"):
         esmtune.load(tmp_path / "run")
 
 

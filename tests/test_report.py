@@ -15,7 +15,7 @@ from runs_on_disk import HOSTILE
 
 import esmtune
 from esmtune import pages, reporting
-from esmtune.bins import bin_of
+from esmtune.bins import bin_of, told_apart
 from esmtune.cards import card, header_of, marked
 from esmtune.charts import MOST_POINTS, agreement_chart
 from esmtune.circumstances import hidden, repeating
@@ -250,6 +250,13 @@ def test_the_interval_of_a_mean_error_is_scipys():
     found = bin_of("x", errors)
     low, high = stats.t.interval(0.95, 29, errors.mean(), stats.sem(errors))
     assert (found.low, found.high) == pytest.approx((max(0, low), high))
+
+
+def test_bins_of_numbers_that_are_close_have_names_that_tell_them_apart():
+    for values in ([299.6, 299.9, 300.2, 300.5, 301.2], [-1e-9, 2e-9, 3e-6], [0.0, 1e6, 1e6 + 1], [0.1, 0.1 + 1e-14]):
+        texts = told_apart(np.array(values))
+        assert len(set(texts)) == len(values), texts
+        assert [float(text.replace(",", "")) for text in texts] == pytest.approx(values, rel=0.1, abs=1e-9)
 
 
 def test_many_points_are_counted_in_cells_and_that_is_said():
