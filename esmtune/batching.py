@@ -17,7 +17,8 @@ class Budget:
 
     def __post_init__(self):
         if self.tokens < 1 or (self.sequences is not None and self.sequences < 1):
-            raise ValueError(f"a batch holds at least one token and one sequence, got {self}.")
+            given = f"{self.tokens:,} tokens" + ("" if self.sequences is None else f" and {self.sequences:,} sequences")
+            raise ValueError(f"a pass holds at least one token and one sequence, but was given {given}.")
 
     def halved(self, sequences: int) -> "Budget":
         """Half of it, where a batch of so many sequences was too much."""

@@ -116,13 +116,19 @@ class Cache:
         content = packed(about, layers, sequences, vectors)
         if not self._make_room(len(content)):
             return False
-        folder = self.folder / kind.name
-        folder.mkdir(mode=0o700, exist_ok=True)  # others' business is not which sequences are kept
-        with whole_file(folder / f"{uuid.uuid4().hex}.safetensors") as temporary, temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        return True
+        folder, clearings = self.folder / kind.name, 3
+        while True:
+            folder.mkdir(mode=0o700, exist_ok=True)  # others' business is not which sequences are kept
+            try:
+                with whole_file(folder / f"{uuid.uuid4().hex}.safetensors") as temporary, temporary.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                return True
+            except FileNotFoundError:  # another process cleared the cache meanwhile
+                clearings -= 1
+                if not clearings:
+                    raise
 
     def contents(self) -> list[Kept]:
         """What there is, by encoder, pool and precision."""
@@ -145,9 +151,10 @@ class Cache:
         return kept
 
     def clear(self) -> None:
-        """Forget everything; what another process has mapped stays readable to it."""
+        """Forget everything; what another process has mapped stays readable to it, and what it is writing stays."""
+        self._delete_abandoned()
         for folder in self._folders():
-            for file in (*self._files(SHARD, folder), *self._files(UNFINISHED, folder)):
+            for file in self._files(SHARD, folder):
                 _delete(file)
             with suppress(OSError):  # somebody put something else into it
                 folder.rmdir()
@@ -160,12 +167,7 @@ class Cache:
 
     def _make_room(self, size: int) -> bool:
         """Delete the shards that were not used for longest, until so much more may be kept."""
-        now = time.time()
-        for folder in self._folders():
-            for file in self._files(UNFINISHED, folder):
-                with suppress(OSError):  # another process was faster
-                    if now - file.stat().st_mtime > ABANDONED:
-                        file.unlink()
+        self._delete_abandoned()
         shards = self._shards()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         total = sum(s for _, s, _ in shards) + size
@@ -179,12 +181,21 @@ class Cache:
             total -= freed
         return True
 
+    def _delete_abandoned(self) -> None:
+        """Delete files that nobody is writing any more."""
+        now = time.time()
+        for folder in self._folders():
+            for file in self._files(UNFINISHED, folder):
+                with suppress(OSError):  # another process was faster
+                    if now - file.stat().st_mtime > ABANDONED:
+                        file.unlink()
+
     def _folders(self) -> list[Path]:
         """The folders of each kind."""
-        return sorted(path for path in self.folder.glob("*") if FOLDER.fullmatch(path.name) and path.is_dir())
+        return [path for path in _inside(self.folder) if FOLDER.fullmatch(path.name) and path.is_dir()]
 
     def _files(self, form: re.Pattern[str], folder: Path) -> list[Path]:
-        return sorted(path for path in folder.glob("*") if form.fullmatch(path.name))
+        return [path for path in _inside(folder) if form.fullmatch(path.name)]
 
     def _shards(self, *folders: Path) -> list[tuple[float, int, Path]]:
         """When each shard was last used, its bytes, and where it is, in some folders or in all."""
@@ -254,6 +265,14 @@ def cache_at(name: str | None) -> Cache | None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"the cache {folder} is a file, expected a folder: name another, or none.")
     return Cache(folder, limit)
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What is in a folder, in order; nothing if it is gone, as another process may have cleared it."""
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _touch(file: Path) -> None:

@@ -73,11 +73,13 @@ def footprint_of_passing(encoder: ESM2, layers: int) -> Footprint:
 
 
 def footprint_of_training(
-    predictor: Predictor, *, precision: Precision, averages: bool, recomputes: bool, gives_back: bool, features: int = 0
-) -> Footprint:
+    predictor: Predictor, *, precision: Precision, averages: bool, recomputes: bool, gives_back: bool,
+    features: int = 0, members: int = 1,
+) -> Footprint:  # fmt: skip
     """What training a composed predictor holds; what its layers keep for the gradient is counted in one of them.
 
-    `features` is the bytes of what a frozen encoder made; `gives_back`, whether freed memory leaves at once.
+    `features` is the bytes of what a frozen encoder made; `gives_back`, whether freed memory leaves at once. Of
+    several members, the weights of each that moved are kept.
     """
     encoder, dim = predictor.encoder, predictor.encoder.config.embed_dim
     passing = footprint_of_passing(encoder, len(predictor.spec.layers))
@@ -96,7 +98,7 @@ def footprint_of_training(
     twice = _size([w for n, w in encoder.named_parameters() if w.requires_grad and n not in new])
     return Footprint(
         weights=passing.weights + _size(list(predictor.head.parameters())),
-        copies=moving * (COPIES + averages) + twice,
+        copies=moving * (COPIES + averages + members - 1) + twice,
         kept=spread * kept,
         learning=passing.learning + (4.0 * dim * (LEARNING - PASSING) if learning else 0.0),
         evaluating=passing.evaluating,

@@ -13,7 +13,7 @@ from esmtune.features import sum_over_processes
 from esmtune.inputs import Inputs
 from esmtune.memory import give_back_now
 from esmtune.predictor import Predictor
-from esmtune.shortage import TooLittleMemoryError, is_out_of_memory, with_code
+from esmtune.shortage import TooLittleMemoryError, attempted, is_out_of_memory, with_code
 from esmtune.tasks import Total
 
 
@@ -75,7 +75,7 @@ def affordable(
 
     def whole() -> Total:
         try:
-            return backward(fabric, model, inputs, batch, targets, weights, seed)
+            return attempted(backward, fabric, model, inputs, batch, targets, weights, seed)
         except BaseException:  # as it was before
             model.zero_grad()
             for generator, state in states:

@@ -38,7 +38,7 @@ def ready(
     *,
     verify: bool = False,
 ) -> "Predictor | Ensemble":
-    """A loaded predictor, on its device; one that is given is moved there, and `auto` leaves its precision as it is."""
+    """A loaded predictor, on its device; one that is given is moved there, and computes so from then on."""
     from esmtune.devices import choose_device
     from esmtune.ensembles import load_predictor
     from esmtune.predicting import Predicting
@@ -47,8 +47,7 @@ def ready(
     predictor = run if isinstance(run, Predicting) else load_predictor(run, encoder=encoder, verify=verify)
     if predictor.spec.encoder.is_random:
         watch(Notice(f"The encoder of this predictor started from RANDOM weights ({predictor.spec.encoder.name})."))
-    if predictor is not run or precision != "auto":
-        predictor.precision = precision
+    predictor.precision = precision
     predictor = predictor.to(device := choose_device(accelerator))
     first = _first(predictor)
     trained = first.spec.precision

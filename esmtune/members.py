@@ -130,7 +130,8 @@ def train_members(
         torch.manual_seed(config.seed)
         # Says what is wrong, and what is new; then it is known what training it will take.
         first = compose(members[0].config, members[0].data, origin, members[0].own(fitted_task), watch)
-        config, gives_back = provided(first, config, data, journal, watch)
+        trainings = len(members) + len(also(config) if also else [])
+        config, gives_back = provided(first, config, data, trainings, journal, watch)
         del first
         members = members_of(config, data, folds)
         others = also(config) if also else []
@@ -212,7 +213,8 @@ def _train(
             if done is None:
                 if len(members) > 1 and fabric.is_global_zero:
                     watch(Notice(f"Member {number} of {len(members)}: {member.name}."))
-                done = _train_stages(fabric, member, origin, fitted_task, kept, journal, watch, stop).entry()
+                found = _train_stages(fabric, member, origin, fitted_task, kept, journal, watch, stop)
+                done = (replace(found, last={}) if len(members) > 1 else found).entry()  # of one alone it is given out
                 if fabric.is_global_zero:
                     journal.save(f"{member.name}.fitted", done)
             elif fabric.is_global_zero:
@@ -272,7 +274,7 @@ def _assembled(member: Member, origin: Origin, fitted_task: Task, fitted: Fitted
     """The predictor that a member became."""
     torch.manual_seed(member.config.seed)
     predictor = compose(member.config, member.data, origin, member.own(fitted_task), silent)
-    predictor.load_state_dict(fitted.weights, strict=False)
+    predictor.load_state_dict(fitted.weights, strict=False, assign=True)  # which are in memory once
     predictor.references = References.from_tensors(fitted.references)
     return predictor.with_task(task.load(fitted.task)).eval()
 

@@ -107,9 +107,14 @@ def give_back_at_once() -> None:
 
 
 def give_back_now() -> None:
-    """Let go of what glibc and GPUs keep of freed blocks: what is asked next may not come from there."""
+    """Let go of what glibc and GPUs keep of freed blocks, and of the graph of a backward pass that failed.
+
+    What is asked next may not come from there.
+    """
     import torch
 
+    with torch.inference_mode(False), torch.enable_grad():  # until then torch keeps what a failed one had left to do
+        torch.zeros((), requires_grad=True).backward()
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

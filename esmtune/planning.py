@@ -1,6 +1,6 @@
 """Plan: what a training will take, in time and memory, told from a few steps that are thrown away."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def plan(
         origin = find_origin(config, dataset, watch)
         config = decided(config, dataset, origin, watch)
         members = members_of(config, dataset, curated.folds)
-        predictor, chosen = _provided(config, members[0], origin, watch)
+        predictor, chosen = _provided(config, members[0], len(members), origin, watch)
         stages: tuple[Stage, ...] = ()
         if chosen.fits:
             predictor = predictor.to(choose_device(config.accelerator))
@@ -105,7 +105,7 @@ def plan(
         tokens_per_batch=chosen.tokens,
         checkpoint_activations=chosen.recomputes, peak=chosen.peak + held, room=int(chosen.room) + held,
         fits=chosen.fits, command=_command(data, options),
-        advice=() if chosen.fits else tuple(_advised(data, options, config, members[0], origin, held)),
+        advice=() if chosen.fits else tuple(_advised(data, options, config, members, origin, held)),
     )  # fmt: skip
     if out is not None:
         low, high = found.seconds
@@ -118,25 +118,26 @@ def _command(data: Any, options: Mapping[str, Any]) -> str:
 
 
 def _provided(
-    config: TrainConfig, member: Member, origin: Origin, watch: Watcher = silent, also: int | float = 0
+    config: TrainConfig, member: Member, count: int, origin: Origin, watch: Watcher = silent, also: int | float = 0
 ) -> tuple[Predictor, Provision]:
-    """A predictor as it would be trained, and what is chosen for it."""
+    """One of so many predictors as it would be trained, and what is chosen for them."""
     torch.manual_seed(config.seed)
     predictor = compose(member.config, member.data, origin, fit_task(member.data, config.task), watch)
-    chosen = provision_of(predictor, config, member.data, also)
+    chosen = provision_of(predictor, config, member.data, count, also)
     predictor.encoder.recomputes = chosen.recomputes
     return predictor, chosen
 
 
 def _advised(
-    data: Any, options: Mapping[str, Any], config: TrainConfig, member: Member, origin: Origin, held: int
+    data: Any, options: Mapping[str, Any], config: TrainConfig, members: Sequence[Member], origin: Origin, held: int
 ) -> Iterator[Advice]:
     """What fits instead: less of the encoder that moves, or a smaller one."""
+    member, count = members[0], len(members)
     name, asked = (config.tuning or {})["name"], configured(options)
     for tuning in LESS[LESS.index(name) + 1 :] if name in LESS else LESS:
         other = replace(member.config, tuning={"name": tuning}, head=asked.head)
         own = replace(member, config=other)
-        _, chosen = _provided(other, own, origin)
+        _, chosen = _provided(other, own, count, origin)
         if chosen.fits:
             yield Advice(
                 text=f"--tuning {tuning}",
@@ -152,7 +153,7 @@ def _advised(
         other = replace(member.config, encoder=f"{RANDOM}{short}")  # of the same shape, which is all that is asked
         try:
             start = find_origin(other, member.data, silent)
-            _, chosen = _provided(other, replace(member, config=other), start, also=loaded)
+            _, chosen = _provided(other, replace(member, config=other), count, start, also=loaded)
         except ValueError:  # it has fewer layers than were asked for
             continue
         except (RuntimeError, MemoryError) as error:  # beside the other one there is no room for it

@@ -96,16 +96,17 @@ def tokens_for_passing(
 Footprints = dict[tuple[bool, bool], Footprint]  # by whether layers compute twice, and freed memory leaves at once
 
 
-def footprints(predictor: Predictor, config: TrainConfig, sequences: Sequence[str]) -> Footprints:
-    """What training a composed predictor on sequences holds, by what may be done to hold less; cheapest first."""
+def footprints(predictor: Predictor, config: TrainConfig, sequences: Sequence[str], members: int = 1) -> Footprints:
+    """What training so many predictors on sequences holds, by what may be done to hold less; cheapest first."""
     features = 0
     if not predictor.rates and not predictor.masks:  # then what the head sees is computed once, and kept
         size = sum(size_of(predictor, sequence) for sequence in set(sequences))
         # What is looked at is put together, standardized and, by some, sorted.
         features = (size if fits_in_memory(size, config.devices) else 0) + LOOKED_AT * min(size, MEASURED_BYTES)
     measure = partial(
-        footprint_of_training, predictor, precision=config.precision, averages=bool(config.ema), features=features
-    )
+        footprint_of_training, predictor, precision=config.precision, averages=bool(config.ema), features=features,
+        members=members,
+    )  # fmt: skip
     ways = [(False, False), (False, True), (True, True)] if predictor.rates else [(False, False)]
     return {(again, back): measure(recomputes=again, gives_back=back) for again, back in ways}
 
@@ -141,8 +142,10 @@ def most_of(config: TrainConfig, data: Dataset) -> Most:
     )  # fmt: skip
 
 
-def provision_of(predictor: Predictor, config: TrainConfig, data: Dataset, also: int | float = 0) -> Provision:
-    """What is chosen for training a composed predictor on data, by the memory that is free now.
+def provision_of(
+    predictor: Predictor, config: TrainConfig, data: Dataset, members: int, also: int | float = 0
+) -> Provision:
+    """What is chosen for training so many predictors like a composed one on data, by the memory that is free now.
 
     `also` is the bytes of what is in this process beside it and will not be there.
     """
@@ -152,19 +155,19 @@ def provision_of(predictor: Predictor, config: TrainConfig, data: Dataset, also:
         room /= config.devices
     sequences = [r.sequence for r in data.of(None)]
     return provision(
-        footprints(predictor, config, sequences), room, most_of(config, data),
+        footprints(predictor, config, sequences, members), room, most_of(config, data),
         tokens=config.tokens_per_batch, recomputes=config.checkpoint_activations,
     )  # fmt: skip
 
 
 def provided(
-    predictor: Predictor, config: TrainConfig, data: Dataset, journal: Journal, watch: Watcher
+    predictor: Predictor, config: TrainConfig, data: Dataset, members: int, journal: Journal, watch: Watcher
 ) -> tuple[TrainConfig, bool]:
     """The configuration with what free memory decides, and whether freed memory is to leave at once.
 
     A run that goes on keeps what it began with.
     """
-    found = provision_of(predictor, config, data)
+    found = provision_of(predictor, config, data, members)
     if found.text:
         watch(Notice(found.text))
     now = {"tokens": found.tokens, "recomputes": found.recomputes, "gives_back": found.gives_back}

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -444,6 +445,38 @@ def test_features_that_a_cache_has_no_room_for_are_not_left_in_memory_unsaid(tin
     monkeypatch.setattr(Cache, "_make_room", lambda self, size: False)
     with pytest.raises(ValueError, match="cannot be written to the cache, from which they were to be read"):
         esmtune.train(ROWS, **OPTIONS, encoder=str(tiny), cache=str(tmp_path))
+
+
+def test_a_cache_may_be_cleared_while_others_write_and_read(cache, monkeypatch):
+    """What is being written stays; a folder that went is made again."""
+    real = os.replace
+
+    def cleared(*paths):
+        Cache(cache.folder).clear()
+        return real(*paths)
+
+    monkeypatch.setattr("esmtune.writers.os.replace", cleared)
+    cache.write(KIND, "tiny", (2,), TEN[:1], [vectors(TEN[0], 1)])
+    assert cache.read(KIND, (2,), TEN[:1]) != [None]
+    monkeypatch.setattr("esmtune.writers.os.replace", real)
+    times = []
+
+    def gone_once(self, mode=0o777, **options):
+        times.append(self)
+        if len(times) == 1:
+            return
+        os.makedirs(self, exist_ok=True)
+
+    cache.clear()
+    assert cache.contents() == []
+    monkeypatch.setattr(Path, "mkdir", gone_once)
+    cache.write(KIND, "tiny", (2,), TEN[:1], [vectors(TEN[0], 1)])
+    assert len(times) > 1
+    assert cache.read(KIND, (2,), TEN[:1]) != [None]
+    monkeypatch.undo()
+    shard = next(cache.folder.glob("*/*.safetensors")).parent
+    assert Cache(shard / "gone").contents() == []
+    assert Cache(shard / "gone").read(KIND, (2,), TEN[:1]) == [None]
 
 
 def test_nobody_else_reads_it(cache):

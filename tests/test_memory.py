@@ -2,6 +2,8 @@
 
 import json
 import threading
+import warnings
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -17,9 +19,9 @@ from esmtune.esm2 import ESM2, Tokens
 from esmtune.events import silent
 from esmtune.fitting import configured
 from esmtune.footprint import MEASURED_BYTES, Footprint, Most, fits_in_memory
-from esmtune.memory import _left_by_limits, is_room_for_threads
+from esmtune.memory import _left_by_limits, give_back_now, is_room_for_threads
 from esmtune.provisions import LOOKED_AT, footprints, most_of, provision
-from esmtune.shortage import NO_CODE, TooLittleMemoryError, halving, is_out_of_memory
+from esmtune.shortage import NO_CODE, TooLittleMemoryError, halving, is_out_of_memory, with_code
 from tests.conftest import TEN, in_new_process, tiny_encoder
 
 ROWS = [(sequence, float(len(sequence) % 7) + number / 10) for number, sequence in enumerate(TEN)]
@@ -128,6 +130,66 @@ def test_without_another_thread_batches_are_halved(monkeypatch, lacks):
         monkeypatch.setattr(threading.Thread, "start", lambda self: (_ for _ in ()).throw(RuntimeError("can't start")))
     found = list(halving([3, 1, 2], lambda part: part if len(part) == 1 else refused()))
     assert found == [([3], [3]), ([1], [1]), ([2], [2])]
+
+
+class Fails(torch.autograd.Function):
+    """Runs out of memory on its way back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+
+class Holds(Fails):
+    """Keeps something for its way back, on which it never goes."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.kept = Kept()
+        held.append(weakref.ref(ctx.kept))
+        return x.clone()
+
+
+class Kept:
+    """What a graph holds."""
+
+
+held = []
+
+
+def test_the_graph_of_a_backward_pass_that_failed_is_let_go():
+    """Torch keeps what was left to do of it until the next one, in the memory that this one lacks."""
+    x = torch.ones(3, requires_grad=True)
+    total = Holds.apply(x).sum() + Fails.apply(x).sum()
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        total.backward()
+    del total
+    give_back_now()
+    assert held.pop()() is None
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_product_that_switched_onednn_off_is_computed_by_another_thread_or_is_good(monkeypatch, room):
+    """Torch only warns of it, and from then on computes thirty times as slow."""
+    monkeypatch.setattr("esmtune.shortage.is_room_for_threads", lambda count: room)
+    seen = []
+
+    def switched_off():
+        seen.append(threading.current_thread() is threading.main_thread())
+        if seen[-1]:
+            warnings.warn("mkldnn_matmul failed, switching to baddbmm", stacklevel=1)
+            torch.backends.mkldnn.enabled = False
+        return torch.backends.mkldnn.enabled
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert with_code(switched_off) is room
+    assert torch.backends.mkldnn.enabled
+    assert seen == ([True, False] if room else [True])
 
 
 def test_room_for_threads_is_that_of_the_process():
@@ -338,6 +400,16 @@ def test_a_step_of_few_sequences_is_no_full_pass():
     found = footprint()
     assert found.peak(4096, most_of(config, data)) < found.peak(4096)
     assert found.peak(16, one) == found.peak(1, one)  # the longest is a pass of its own
+
+
+def test_each_member_of_a_run_is_counted(tiny):
+    predictor = tuned(tiny_encoder(), "full")
+    config = replace(configured(OPTIONS), precision="float32")
+    alone, five = (footprints(predictor, config, TEN, members)[False, False] for members in (1, 5))
+    moving = sum(4 * weight.numel() for weight in predictor.parameters() if weight.requires_grad)
+    assert five.copies - alone.copies == 4 * moving
+    run = esmtune.train(ROWS, encoder=str(tiny), **OPTIONS | {"seeds": 2, "folds": 1})
+    assert run.last is None
 
 
 def test_features_that_are_streamed_are_not_in_memory(monkeypatch):
