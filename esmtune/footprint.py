@@ -17,7 +17,7 @@ from esmtune.shortage import with_code
 from esmtune.spans import Spans
 
 # Channels of float32 a token that a pass holds beside what it keeps for the gradient, at its peak; measured as the
-# resident set on Linux with glibc, widths 320 and 640 (docs/LOG.md): 16 to 23 without a gradient, 34 to 46 with it.
+# resident set on Linux with glibc, widths 320 and 640: 16 to 23 without a gradient, 34 to 46 with it.
 PASSING, LEARNING = 24, 40
 # What is taken for each byte that is kept, for glibc does not give back what is freed between: measured 1.1 to 1.4,
 # with adapters 2.0; where all is given back at once, 1.0.
