@@ -97,9 +97,8 @@ def print_plan(found: "Plan") -> None:
     for stage in found.stages:
         results.print(f"{stage.name}: {_between(stage.low, stage.high)}")
     if found.fits:
-        results.print(
-            f"In all, beside reading, baselines and the report, on this machine as it is now: {_between(*found.seconds)}"
-        )
+        taken = _between(*found.seconds)
+        results.print(f"In all, on this machine as it is now: {taken}, beside reading, baselines and the report")
         results.print(found.command, soft_wrap=True, markup=False)
     for advice in found.advice:
         memory = f"about {advice.peak / GIB:,.1f} GiB"
