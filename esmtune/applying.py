@@ -1,6 +1,7 @@
 """Predict, embed, merge: what is done with what was trained."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -205,14 +206,18 @@ def embed(
     from esmtune.cache import cache_at
     from esmtune.devices import choose_device, choose_precision
     from esmtune.embedding import embed_sequences
+    from esmtune.encoders import encoder_digest
     from esmtune.predictor import find_encoder
     from esmtune.provisions import tokens_for_passing
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network, source, _ = find_encoder(str(encoder))
+        network, source, moved = find_encoder(str(encoder))
     if source.is_random:
-        watch(Notice(f"The encoder {source.name} has RANDOM weights: it has seen no protein."))
+        began = f"of {encoder} started from RANDOM weights ({source.name})."
+        watch(Notice(f"The encoder {began if moved else f'{source.name} has RANDOM weights: it has seen no protein.'}"))
+    if moved:  # it is no longer what it started from
+        source = replace(source, name=str(encoder), sha256=encoder_digest(network))
     device = choose_device(accelerator)
     precision = choose_precision(precision, device)
     tokens = tokens_for_passing(network, len(layers), list(map(len, sequences)), device, tokens_per_batch, watch)

@@ -75,6 +75,7 @@ class Cache:
     >>> kind = Kind(sha256="0" * 64, shape=(6, 320, 20), pool="mean", precision="float32", device="cpu")
     >>> cache = Cache(Path(tempfile.mkdtemp()))
     >>> cache.write(kind, "8M", (6,), ["MKTV"], [(np.ones((1, 320), np.float32),)])
+    True
     >>> [found is not None for found in cache.read(kind, (6,), ["MKTV", "GG"])]
     [True, False]
     """

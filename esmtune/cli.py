@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -76,6 +77,10 @@ def run(arguments: list[str]) -> None:
         if not Path(file).is_file():
             raise ValueError(f"there is no configuration file {file}.")
         del arguments[place : place + 2]
+        try:
+            tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} is no TOML: {error}.") from None
         app.config = (cyclopts.config.Toml(file, must_exist=True, use_commands_as_keys=False),)
     app(arguments)
 

@@ -113,7 +113,7 @@ def _sampling(predictor: Predictor) -> Predictor:
     if predictor.spec.dropout_samples and not can_draw(predictor.head):
         raise ValueError(
             f"dropout_samples draws the head's dropout, but head {predictor.spec.head['name']!r} has none: leave it "
-            "out, or take --head mlp."
+            "out, or take --head mlp with a --head.dropout above 0."
         )
     return predictor
 

@@ -55,9 +55,11 @@ def predictor_folder(path: str | os.PathLike[str]) -> Path | None:
 
 def write_predictor(
     folder: Path, spec: Spec, fitted: Task, encoder: ESM2, weights: dict[str, Tensor], golden: Sequence[Tensor],
-    calibration: Sequence[Calibration], scalings: Sequence[Scaling], references: References | None,
+    calibration: Sequence[Calibration], scalings: Sequence[Scaling], references: References | None, base: str | None,
 ) -> None:  # fmt: skip
     """Write a predictor, whole or not at all: its weights, those of adapters apart, what it is, and golden outputs.
+
+    `base` is the encoder that adapters belong to, if it has a name.
 
     Raises:
         ValueError: for a folder with other things in it.
@@ -71,7 +73,7 @@ def write_predictor(
         save_file(weights, temporary / WEIGHTS)
         digests = {"sha256": file_digest(temporary / WEIGHTS)}
         if is_adapted(encoder):
-            save_adapter(encoder, temporary / ADAPTER, base=spec.encoder.name)
+            save_adapter(encoder, temporary / ADAPTER, base=base)
             digests["adapter_sha256"] = file_digest(temporary / ADAPTER / ADAPTER_WEIGHTS)
         digests |= saved_references(references, temporary)
         source = asdict(spec.encoder) | asdict(spec.shape)

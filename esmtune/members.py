@@ -248,6 +248,11 @@ def _train_stages(
     # All steps together are no more than were asked for.
     steps = probe * -(-len(member.data.of("train")) // (member.config.global_batch_size or 1))
     limit = member.config.max_steps
+    if limit and limit <= steps and fabric.is_global_zero:
+        watch(Notice(
+            f"PROBE: the encoder does not move, for the head alone takes all {limit:,} steps. Give more (--max-steps "
+            f"{2 * steps:,}), or the head fewer epochs than {probe} (--tuning.probe_epochs)."
+        ))  # fmt: skip
     done = journal.read(f"{member.name}.probe")
     if done is None:
         predictor.encoder.requires_grad_(False)

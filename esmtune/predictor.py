@@ -206,12 +206,14 @@ class Predictor(nn.Module, Predicting):
     def save(self, folder: str | os.PathLike[str], *, self_contained: bool = False, references: bool = True) -> None:
         """Write `predictor.json`, `weights.safetensors` and `references.safetensors`, whole or not at all.
 
-        What the encoder shares with `spec.encoder` is not written, unless `self_contained`.
+        What the encoder shares with `spec.encoder` is not written, unless `self_contained`. Adapters name that as their
+        base, unless more of it moved: then there is no base of that kind that PEFT could load.
         """
+        base = None if self.moved else self.spec.encoder.name
         outputs = self._golden(GOLDEN).split(self.points(GOLDEN))
         write_predictor(
             Path(folder), self.spec, self.task, self.encoder, self._weights(self_contained), outputs, self.calibration,
-            self.scalings, self.references if references else None,
+            self.scalings, self.references if references else None, base,
         )  # fmt: skip
 
     @classmethod

@@ -64,4 +64,6 @@ def collapsed(
     typical = statistics.median(learned) if learned else 0.0
     if typical <= 0:  # none of them learned anything: there is nothing else to tell them apart by
         return lost if len(lost) < len(names) else []
-    return [name for name, gain in zip(names, gains, strict=True) if gain is None or gain < 0.5 * typical]
+    gained = dict(zip(names, gains, strict=True))
+    found = [name for name, gain in gained.items() if name in lost or gain is None or gain < 0.5 * typical]
+    return found if len(found) < len(names) else []

@@ -174,7 +174,8 @@ def with_labels(records: Sequence[Record], targets: Sequence[Target]) -> tuple[l
     known, notices = [r for r in records if r.is_labeled], []
     where = " and ".join(repr(target.name) for target in targets)
     if len(known) < len(records):
-        notices.append(f"Rows without a label in {where}, left out: {len(records) - len(known):,}.")
+        none = " A ; alone says that a row has none of the classes." if targets[0].kind == "multilabel" else ""
+        notices.append(f"Rows without a label in {where}, left out: {len(records) - len(known):,}.{none}")
     if is_per_residue(targets[0].form):
         points = sum(len(r.labels) for r in known)
         blank = sum(r.labels.count(None) for r in known)

@@ -5,11 +5,13 @@ import json
 import pickle
 import shutil
 
+import numpy as np
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import esmtune
 from esmtune.adapter_files import load_adapter, save_adapter
 from esmtune.adapters import adapter_weights, inject, is_adapted, linear_maps, merge
 from esmtune.encoders import load_encoder
@@ -360,3 +362,21 @@ def test_peft_is_imported_when_it_is_needed():
     code = "import esmtune.tuning, sys; assert not {'peft', 'transformers', 'accelerate'} & set(sys.modules)"
     answer = in_new_process("-c", code)
     assert answer.code == 0, answer.err
+
+
+def test_adapters_on_an_encoder_that_was_tuned_before_name_no_base_and_its_embeddings_are_its_own(tiny, tmp_path):
+    """PEFT would put them on the encoder as it was, and be wrong without a word."""
+    rows = [(sequence, place / 7) for place, sequence in enumerate(TEN)]
+    options = {"tuning": "lora", "max_steps": 1, "folds": 1, "split": "random", "encoder_learning_rate": 0.01}
+    esmtune.train(rows, encoder=str(tiny), out=tmp_path / "first", **options)
+    esmtune.train(rows, encoder=str(tmp_path / "first"), out=tmp_path / "second", **options)
+    bases = [
+        json.loads((tmp_path / run / "predictor/adapter/adapter_config.json").read_text())["base_model_name_or_path"]
+        for run in ("first", "second")
+    ]
+    assert bases == [str(tiny), None]
+    plain, tuned = (esmtune.embed(encoder, list(TEN), cache="none") for encoder in (tiny, tmp_path / "second"))
+    assert not np.allclose(plain.vectors, tuned.vectors, atol=1e-3)
+    assert plain.about["encoder"] == str(tiny)
+    assert tuned.about["encoder"] == str(tmp_path / "second")
+    assert plain.about["sha256"] != tuned.about["sha256"]

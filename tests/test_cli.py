@@ -108,6 +108,13 @@ def test_a_wrong_command_line_ends_with_a_sentence(shell, tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_damaged_configuration_file_is_named(shell, tmp_path):
+    (tmp_path / "run.toml").write_text("epochs = = 3\n")
+    answer = shell("train", "t.csv", "--config", tmp_path / "run.toml")
+    assert answer.code == 2
+    assert "run.toml is no TOML: Invalid value (at line 1, column 10)" in " ".join(answer.err.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -132,6 +132,22 @@ def test_a_collapsed_seed_is_named_and_left_out(tiny, monkeypatch, options):
     assert any("COLLAPSED: seed-1" in event.text for event in said if isinstance(event, events.Notice))
 
 
+def test_a_seed_that_diverged_before_its_first_evaluation_is_left_out_however_good_it_looks(tiny, monkeypatch):
+    from esmtune import members, training
+
+    real = training.train_once
+
+    def diverged(fabric, *, config, predictor, **rest):
+        fitted = real(fabric, config=config, predictor=predictor, **rest)
+        return replace(fitted, diverged={"step": 1, "epoch": 1, "ids": []}, history=[]) if config.seed == 1 else fitted
+
+    monkeypatch.setattr(members, "train_once", diverged)
+    rows = [("ACDEFGHIKLMNPQRSTVWY"[place % 20] * 4 + "AK" * place, float(place)) for place in range(40)]
+    options = {"epochs": 30, "head_learning_rate": 3e-3, "folds": 1, "split": "random", "valid_fraction": 0.4}
+    run = train(tiny, rows, seeds=3, **options)
+    assert run.metrics["collapsed"] == ["seed-1"]
+
+
 def test_seeds_and_folds_are_not_both(tiny):
     with pytest.raises(ValueError, match="both train several times"):
         train(tiny, seeds=2, folds=2)

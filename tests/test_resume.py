@@ -34,7 +34,7 @@ DEATHS = {
     "in a step": (FULL, "torch.optim.AdamW.step", 3, "before"),
     "between steps": (FULL, "torch.optim.AdamW.step", 3, "after"),
     "in a checkpoint": (FULL, "esmtune.journal.save_file", 3, "half"),
-    "before a checkpoint is in place": (FULL, "esmtune.writers.os.replace", 5, "before"),
+    "before a checkpoint is in place": (FULL, "esmtune.writers.os.replace", 6, "before"),
     "in an evaluation": (FULL, "esmtune.training._evaluate", 2, "before"),
     "after an evaluation": (FULL, "esmtune.training._evaluate", 2, "after"),
     "in the last predictions": (FULL, "esmtune.standing.Fitted.entry", 1, "before"),

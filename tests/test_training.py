@@ -462,8 +462,8 @@ def test_the_head_may_be_given_whole(tiny):
     assert run.predictor.head.hidden.weight.shape == (8, 96)  # three layers side by side
 
 
-def test_heads_that_see_residues_see_one_layer_unless_asked(tiny):
-    for name, layers in [("mlp", "0,1,2"), ("attention", "2"), ("light-attention", "2"), ("conv", "2")]:
+def test_heads_that_see_residues_see_two_layers_unless_asked(tiny):
+    for name, layers in [("mlp", "0,1,2"), ("attention", "1,2"), ("light-attention", "1,2"), ("conv", "1,2")]:
         assert train(tiny, head=name, max_steps=1).config.layers == layers
     assert train(tiny, head="attention", layers="all", max_steps=1).config.layers == "0,1,2"
 
@@ -479,6 +479,7 @@ def test_all_steps_of_both_stages_are_no_more_than_asked_for(tiny):
         steps = {stage: max((e["step"] for e in run.history if e.get("stage") == stage), default=0)
                  for stage in ("probe", None)}  # fmt: skip
         assert steps == {"probe": probed, None: limit - probed}
+        assert any("the encoder does not move" in text for text in run.notices) is (limit == 3)
 
 
 def test_a_new_language_model_expects_every_symbol_alike(tiny):
