@@ -61,7 +61,7 @@ def curve_members(decided: TrainConfig, *, asked: TrainConfig, data: Dataset, fo
             config = config.completed(str(tuning["name"]), count)
             for member in members_of(config, part, folds):
                 name = f"labels-{round(100 * share)}-percent-{seed}" + (f"-{member.name}" if folds > 1 else "")
-                members.append(replace(member, name=name, share=share))
+                members.append(replace(member, name=name, share=share, gives_last=False))
     return members
 
 

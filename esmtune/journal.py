@@ -145,7 +145,8 @@ def read_entry(path: Path) -> Entry:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["facts"])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - no dictionary
+            # Copies, for the file will go, and what lies in it is not aligned.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, facts  # noqa: SIM118 - no dictionary
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}). Start anew with --overwrite.") from None
 

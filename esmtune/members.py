@@ -43,6 +43,7 @@ class Member:
     config: TrainConfig
     data: Dataset
     share: float = 1.0  # of the run's labels that it has
+    gives_last: bool = False  # whether its weights after the last step are asked for too: those of a run's only one
 
     def own(self, fitted_task: Task) -> Task:
         """The run's task with the statistics of the labels that this member learns from, and of no others."""
@@ -85,8 +86,8 @@ class Trained:
 def members_of(config: TrainConfig, data: Dataset, folds: int) -> list[Member]:
     """A member for each seed, or for each fold of the training records."""
     if folds == 1:
-        numbers = range(config.seed, config.seed + config.seeds)
-        return [Member(name=f"seed-{n}", config=replace(config, seed=n), data=data) for n in numbers]
+        numbers, alone = range(config.seed, config.seed + config.seeds), config.seeds == 1
+        return [Member(name=f"seed-{n}", config=replace(config, seed=n), data=data, gives_last=alone) for n in numbers]
     places = [place for place, r in enumerate(data.records) if r.is_labeled and r.split == "train"]
     stratify = data.level == "sequence" and len(data.targets) == 1 and task[data.kind].reads == "name"
     dealt = folds_of([data.records[p] for p in places], folds, stratify, config.seed) if not data.held else []
@@ -214,7 +215,7 @@ def _train(
                 if len(members) > 1 and fabric.is_global_zero:
                     watch(Notice(f"Member {number} of {len(members)}: {member.name}."))
                 found = _train_stages(fabric, member, origin, fitted_task, kept, journal, watch, stop)
-                done = (replace(found, last={}) if len(members) > 1 else found).entry()  # of one alone it is given out
+                done = (found if member.gives_last else replace(found, last={})).entry()
                 if fabric.is_global_zero:
                     journal.save(f"{member.name}.fitted", done)
             elif fabric.is_global_zero:
@@ -286,6 +287,7 @@ def _assembled(member: Member, origin: Origin, fitted_task: Task, fitted: Fitted
 
 def _last(predictor: Predictor, fitted: Fitted) -> Predictor:
     """The same predictor with the weights after the last step; what did not move is in memory once."""
+    assert fitted.last, "a run's only member gives its last weights"
     last = copy.deepcopy(predictor, {id(w): w for w in predictor.parameters() if not w.requires_grad})
     last.references = None  # they are what the best weights make of the training sequences
     last.load_state_dict(fitted.last, strict=False)

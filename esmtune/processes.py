@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessException
 
 from esmtune.config import TrainConfig
 from esmtune.devices import choose_device
@@ -77,7 +77,7 @@ def _spawned(fabric: Fabric, work: Work, watch: Watcher) -> list[Entry]:
         listener.start()
         try:
             fabric.launch(partial(_to_files, work=work, watch=_Relay(queue), folder=Path(folder)))
-        except ProcessRaisedException:
+        except ProcessException:
             if not raised and (said := next(Path(folder).glob(f"*{REFUSAL}"), None)):
                 raise ValueError(said.read_text(encoding="utf-8")) from None  # a user's error there is one here
             if not raised:

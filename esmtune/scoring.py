@@ -60,10 +60,10 @@ def collapsed(
     for own in answers:
         value = task.scores(own[torch.tensor(within)], counted)[metric] if own.isfinite().all() else None
         gains.append(None if value is None else sign_of(metric) * (value - base))
-    learned = [gain for gain in gains if gain is not None]
+    learned = [gain for name, gain in zip(names, gains, strict=True) if gain is not None and name not in lost]
     typical = statistics.median(learned) if learned else 0.0
     if typical <= 0:  # none of them learned anything: there is nothing else to tell them apart by
         return lost if len(lost) < len(names) else []
     gained = dict(zip(names, gains, strict=True))
     found = [name for name, gain in gained.items() if name in lost or gain is None or gain < 0.5 * typical]
-    return found if len(found) < len(names) else []
+    return next((some for some in (found, lost) if len(some) < len(names)), [])

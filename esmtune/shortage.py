@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 # What torch says where memory ran out on a CPU: its allocator, C++, and oneDNN, which asks for code and for work space.
 NO_CODE = "could not create a primitive"
+warnings.filterwarnings("ignore", "mkldnn_.* failed")  # `attempted` sees to it
 SIGNS = ("DefaultCPUAllocator", "std::bad_alloc", NO_CODE, "could not create a memory")
 
 
@@ -76,12 +77,11 @@ def attempted(compute: Callable[..., T], *args: object) -> T:
     """
     before = torch.backends.mkldnn.enabled
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "mkldnn_.* failed")
-            answer = compute(*args)
+        answer = compute(*args)
         is_refused = before and not torch.backends.mkldnn.enabled
     finally:
-        torch.backends.mkldnn.enabled = before
+        if before:
+            torch.backends.mkldnn.enabled = True
     if is_refused and threading.current_thread() is threading.main_thread() and _is_room():
         raise RuntimeError(NO_CODE)
     return answer

@@ -145,6 +145,7 @@ def train_once(
     except Terminated:
         if fabric.is_global_zero:
             journal.save(name, entry_of(now, predictor, optimizer))
+        fabric.barrier()  # the first that ends takes the others with it
         raise
     if diverged:
         watch(Notice(_advice(diverged, now.best)))

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import warnings
 import weakref
 from dataclasses import replace
 
@@ -181,13 +180,10 @@ def test_a_product_that_switched_onednn_off_is_computed_by_another_thread_or_is_
     def switched_off():
         seen.append(threading.current_thread() is threading.main_thread())
         if seen[-1]:
-            warnings.warn("mkldnn_matmul failed, switching to baddbmm", stacklevel=1)
             torch.backends.mkldnn.enabled = False
         return torch.backends.mkldnn.enabled
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert with_code(switched_off) is room
+    assert with_code(switched_off) is room
     assert torch.backends.mkldnn.enabled
     assert seen == ([True, False] if room else [True])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import ttest_rel
 
 import esmtune
@@ -175,6 +176,7 @@ def test_a_learning_curve_has_a_point_for_each_share(tiny, tmp_path):
     plain = esmtune.train(proteins(300), encoder=str(tiny), max_steps=20, valid_fraction=0.2, test_fraction=0.2,
                           split="random")  # fmt: skip
     assert plain.metrics["test"] == run.metrics["test"]  # what else is trained on the way changes nothing
+    assert torch.equal(run.last.head.out.weight, plain.last.head.out.weight)
     with pytest.raises(ValueError, match="learning_curve reads the test rows, but there are none"):
         esmtune.train(proteins(30), encoder=str(tiny), learning_curve=True, test_fraction=0)
 
