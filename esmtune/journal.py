@@ -74,16 +74,12 @@ class Journal:
         Raises:
             ValueError: if it is another.
         """
-        if self.folder is None or not self.writes:
-            return
-        file = self.folder / IDENTITY
-        noted = json.loads(file.read_text(encoding="utf-8"))
-        if noted.setdefault(name, value) != value:
+        noted = self.kept(name, value)
+        if noted != value:
             raise ValueError(
-                f"the run in {self.folder} had another {name} ({noted[name][:12]}..., now {value[:12]}...): that is "
-                "another run. Give the same to --resume, or start anew with --overwrite."
+                f"the run in {self.folder} had another {name} ({noted[:12]}..., now {value[:12]}...): that is another "
+                "run. Give the same to --resume, or start anew with --overwrite."
             )
-        write_json(noted, file)
 
     def kept(self, name: str, found: Any) -> Any:
         """What was found out when the run began, of one more thing that this machine may tell otherwise by now."""

@@ -78,10 +78,11 @@ def _spawned(fabric: Fabric, work: Work, watch: Watcher) -> list[Entry]:
         try:
             fabric.launch(partial(_to_files, work=work, watch=_Relay(queue), folder=Path(folder)))
         except ProcessException:
-            if not raised and (said := next(Path(folder).glob(f"*{REFUSAL}"), None)):
+            if raised:  # for which they were ended
+                raise raised[0] from None
+            if said := next(Path(folder).glob(f"*{REFUSAL}"), None):
                 raise ValueError(said.read_text(encoding="utf-8")) from None  # a user's error there is one here
-            if not raised:
-                raise
+            raise
         except BaseException:
             _end_processes()
             raise
@@ -97,8 +98,9 @@ def _to_files(fabric: Fabric, *, work: Work, watch: Watcher, folder: Path) -> No
     try:
         made = work(fabric, watch=watch)
     except (ValueError, RuntimeError, MemoryError) as error:
-        text = SCARCE if is_out_of_memory(error) else str(error)
-        if isinstance(error, ValueError) or text == SCARCE:
+        is_scarce = is_out_of_memory(error)
+        if is_scarce or isinstance(error, ValueError):
+            text = SCARCE if is_scarce else str(error)
             (folder / f"{fabric.global_rank}{REFUSAL}").write_text(text, encoding="utf-8")
         raise
     if fabric.is_global_zero:

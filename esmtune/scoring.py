@@ -56,14 +56,13 @@ def collapsed(
     if sum(label is not None for label in counted) < ENOUGH:
         return lost if len(lost) < len(names) else []
     base = task.scores(task.baseline(len(counted)), counted)[metric] or 0.0
-    gains: list[float | None] = []
-    for own in answers:
+    gains: dict[str, float | None] = {}
+    for name, own in zip(names, answers, strict=True):
         value = task.scores(own[torch.tensor(within)], counted)[metric] if own.isfinite().all() else None
-        gains.append(None if value is None else sign_of(metric) * (value - base))
-    learned = [gain for name, gain in zip(names, gains, strict=True) if gain is not None and name not in lost]
+        gains[name] = None if value is None else sign_of(metric) * (value - base)
+    learned = [gain for name, gain in gains.items() if gain is not None and name not in lost]
     typical = statistics.median(learned) if learned else 0.0
-    if typical <= 0:  # none of them learned anything: there is nothing else to tell them apart by
-        return lost if len(lost) < len(names) else []
-    gained = dict(zip(names, gains, strict=True))
-    found = [name for name, gain in gained.items() if name in lost or gain is None or gain < 0.5 * typical]
+    found = lost
+    if typical > 0:  # else none of them learned anything: there is nothing else to tell them apart by
+        found = [n for n, gain in gains.items() if n in lost or gain is None or gain < 0.5 * typical]
     return next((some for some in (found, lost) if len(some) < len(names)), [])

@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 # What torch says where memory ran out on a CPU: its allocator, C++, and oneDNN, which asks for code and for work space.
 NO_CODE = "could not create a primitive"
-warnings.filterwarnings("ignore", "mkldnn_.* failed")  # `attempted` sees to it
 SIGNS = ("DefaultCPUAllocator", "std::bad_alloc", NO_CODE, "could not create a memory")
+warnings.filterwarnings("ignore", "mkldnn_.* failed")  # `attempted` sees to it
 
 
 class TooLittleMemoryError(ValueError):
