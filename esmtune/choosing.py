@@ -12,7 +12,8 @@ from esmtune.composition import Origin
 from esmtune.config import TOKENS_PER_BATCH, TrainConfig
 from esmtune.events import Notice, Progress, Watcher, silent
 from esmtune.journal import Journal
-from esmtune.members import members_of, train_members
+from esmtune.members import train_members
+from esmtune.membership import members_of
 from esmtune.metrics import sign_of
 from esmtune.partition import dealt
 from esmtune.processes import terminable

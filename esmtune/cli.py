@@ -1,18 +1,16 @@
 """The shell: its entry, and the verbs. Beside it only terminal and surveys print or exit."""
 
-import importlib
 import os
 import sys
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-import cyclopts
 from cyclopts import Parameter
 
 import esmtune
 import esmtune.surveys  # its commands
 from esmtune import events
+from esmtune.arguments import prepared
 from esmtune.config import Pooling, Split, TrainConfig
 from esmtune.terminal import (
     Bars,
@@ -38,7 +36,6 @@ OUT_OF_MEMORY = (
     "memory ran out; nothing half-written is left. `esmtune plan` with the options of a training shows what fits. Else "
     "take smaller passes (--tokens-per-batch 256), a smaller encoder, or fewer rows at a time."
 )
-PARTS = ("--task", "--head", "--tuning")  # --head mlp is short for --head.name mlp
 
 
 def main() -> None:
@@ -68,68 +65,8 @@ def main() -> None:
 
 def run(arguments: list[str]) -> None:
     """Run a command with its arguments."""
-    arguments = _switched_on([_spelled_out(argument) for argument in _imported(arguments)])
-    arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
-    app.config = ()
-    if "--config" in arguments[:-1]:
-        place = arguments.index("--config")
-        file = arguments[place + 1]
-        if not Path(file).is_file():
-            raise ValueError(f"there is no configuration file {file}.")
-        del arguments[place : place + 2]
-        try:
-            tomllib.loads(Path(file).read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file} is no TOML: {error}.") from None
-        app.config = (cyclopts.config.Toml(file, must_exist=True, use_commands_as_keys=False),)
-    app(arguments)
-
-
-def _imported(arguments: list[str]) -> list[str]:
-    """Import the modules that --import names, for the parts in them; returns the other arguments."""
-    rest, names = [], []
-    given = iter(arguments)
-    for argument in given:
-        option, equals, name = argument.partition("=")
-        if option == "--import":
-            names.append(name if equals else next(given, ""))
-        else:
-            rest.append(argument)
-    if names:
-        sys.path.insert(0, os.getcwd())  # as python -m has it
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except (ImportError, ValueError) as error:
-            raise ValueError(
-                f"--import {name}: {error}. Name a module that Python finds, or one in this folder."
-            ) from None
-    return rest
-
-
-def _spelled_out(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    if name.startswith(tuple(f"{part}." for part in PARTS)):  # --task.class-weights is --task.class_weights
-        name = f"--{name[2:].replace('-', '_')}"
-    return f"{name}.name{equals}{value}" if name in PARTS else f"{name}{equals}{value}"
-
-
-def _switched_on(arguments: list[str]) -> list[str]:
-    """An option of a part that has no value is true, as other options are.
-
-    >>> _switched_on(["--head.ridge", "--tuning.rslora", "--head.hidden", "64", "--tuning.rank=4"])
-    ['--head.ridge=true', '--tuning.rslora=true', '--head.hidden', '64', '--tuning.rank=4']
-    """
-    of_parts, words = tuple(f"{part}." for part in PARTS), (".name", ".order", ".loss", ".pool", ".targets")
-    return [
-        f"{argument}=true"
-        if argument.startswith(of_parts)
-        and not argument.endswith(words)
-        and "=" not in argument
-        and (after is None or after.startswith("--"))
-        else argument
-        for argument, after in zip(arguments, [*arguments[1:], None], strict=True)
-    ]
+    rest, app.config = prepared(arguments)
+    app(rest)
 
 
 @app.command

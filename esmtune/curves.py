@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from esmtune.config import SHARES, TrainConfig
-from esmtune.members import Member, Trained, draws_of, members_of
+from esmtune.members import Trained, draws_of
+from esmtune.membership import Member, members_of
 from esmtune.metrics import Scores, sign_of
 from esmtune.records import Dataset
 from esmtune.scoring import scores_of

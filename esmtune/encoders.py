@@ -108,6 +108,16 @@ def encoder_digest(encoder: ESM2) -> str:
     return digest({name: w for name, w in encoder.state_dict().items() if not name.startswith("lm_head.")})
 
 
+def unfilled(encoder: ESM2) -> ESM2:
+    """The same on the CPU, with weights that are to be loaded; to_empty would import a computer algebra system."""
+    for module in encoder.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            setattr(module, name, torch.nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype)))
+        for name, values in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty(values.shape, dtype=values.dtype))
+    return encoder
+
+
 def _random(name: str) -> tuple[ESM2, Source]:
     short = name.removeprefix(RANDOM).removeprefix("facebook/")
     if short not in OFFICIAL:

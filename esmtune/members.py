@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from esmtune.applicability import References
-from esmtune.assignments import fit_task, learned_labels
+from esmtune.assignments import fit_task
 from esmtune.composition import Origin, compose, decided, find_origin
 from esmtune.config import TrainConfig
 from esmtune.encoders import encoder_digest
@@ -21,33 +21,16 @@ from esmtune.ensembles import Ensemble
 from esmtune.events import Notice, Watcher, silent
 from esmtune.features import Kept
 from esmtune.journal import Entry, Journal, asked_to_stop
-from esmtune.labels import Reads
+from esmtune.membership import Member, members_of, speakers_of
 from esmtune.memory import give_back_at_once
-from esmtune.partition import with_calibration
 from esmtune.predictor import Predictor
 from esmtune.processes import launched
 from esmtune.provisions import provided
-from esmtune.records import UNFITTED, Dataset
+from esmtune.records import Dataset
 from esmtune.scoring import collapsed
-from esmtune.splits import folds_of
 from esmtune.standing import Fitted
 from esmtune.tasks import Task, task
 from esmtune.training import train_once
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """One training of a run: its name, its seed, and which records it learns from and validates on."""
-
-    name: str
-    config: TrainConfig
-    data: Dataset
-    share: float = 1.0  # of the run's labels that it has
-    gives_last: bool = False  # whether its weights after the last step are asked for too: those of a run's only one
-
-    def own(self, fitted_task: Task) -> Task:
-        """The run's task with the statistics of the labels that this member learns from, and of no others."""
-        return fitted_task.refitted(learned_labels(self.data))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,26 +64,6 @@ class Trained:
     def speakers(self) -> list[int | None]:
         """With folds, the number of the member that speaks for each labeled record; None for those that all do."""
         return speakers_of(self.members) if self.by_fold else [None] * len(self.members[0].data.of(None))
-
-
-def members_of(config: TrainConfig, data: Dataset, folds: int) -> list[Member]:
-    """A member for each seed, or for each fold of the training records."""
-    if folds == 1:
-        numbers, alone = range(config.seed, config.seed + config.seeds), config.seeds == 1
-        return [Member(name=f"seed-{n}", config=replace(config, seed=n), data=data, gives_last=alone) for n in numbers]
-    places = [place for place, r in enumerate(data.records) if r.is_labeled and r.split == "train"]
-    stratify = data.level == "sequence" and len(data.targets) == 1 and task[data.kind].reads == "name"
-    dealt = folds_of([data.records[p] for p in places], folds, stratify, config.seed) if not data.held else []
-    held = {place: {number} for place, number in zip(places, dealt, strict=False)}
-    held = held or {place: set(data.held[data.records[place].sequence]) for place in places}
-    members: list[Member] = []
-    reads: dict[str, Reads] = {target.kind: task[target.kind].reads for target in data.targets}
-    for number in range(folds):
-        split = {place: "valid" if number in found else "train" for place, found in held.items()}
-        records = [replace(r, split=split[p]) if p in split else r for p, r in enumerate(data.records)]
-        records = tuple(with_calibration(records, data.targets, reads, config, seed=config.seed + number)[0])
-        members.append(Member(name=f"fold-{number}", config=config, data=replace(data, records=records)))
-    return members
 
 
 def train_members(
@@ -298,19 +261,6 @@ def draws_of(fitted: Fitted, common: Task) -> Float[Tensor, "draws points output
     """What a training said of the labeled points, each draw of the dropout in the standard of another task."""
     own = task.load(fitted.task)
     return torch.stack([common.translated(draw, own) for draw in fitted.outputs])
-
-
-def speakers_of(members: Sequence[Member]) -> list[int | None]:
-    """Which of several folds speaks for each labeled record: of those that did not learn from it the last.
-
-    For records that no fold learns from, which are for the test, all speak: None.
-    """
-    speakers: list[int | None] = [None] * len(members[0].data.of(None))
-    for number, member in enumerate(members):
-        for place, record in enumerate(member.data.of(None)):
-            if record.split in UNFITTED:
-                speakers[place] = number
-    return speakers
 
 
 def _out_of_fold(members: Sequence[Member], speakers: Sequence[int | None], answers: Tensor, outputs: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from esmtune.esm2 import OFFICIAL, RANDOM, ESM2Config
 from esmtune.events import Watcher, silent
 from esmtune.fitting import configured
 from esmtune.footprint import footprint_of_passing
-from esmtune.members import Member, members_of
+from esmtune.membership import Member, members_of
 from esmtune.predictor import Predictor
 from esmtune.provisions import Provision, provision_of
 from esmtune.shortage import is_out_of_memory

@@ -23,7 +23,7 @@ from esmtune.applicability import References, vectors_of
 from esmtune.batching import Budget, by_length
 from esmtune.config import TOKENS_PER_BATCH, Computed, Precision
 from esmtune.devices import choose_precision, evaluating, products
-from esmtune.encoders import Source, encoder_digest, load_encoder
+from esmtune.encoders import Source, encoder_digest, load_encoder, unfilled
 from esmtune.esm2 import ESM2, LMHead, Representation, Tokens
 from esmtune.events import Progress, Watcher, silent
 from esmtune.folders import (
@@ -395,7 +395,7 @@ def _encoder_for(spec: Spec, moved: frozenset[str], asked: str | None, folder: P
     with torch.device("meta"):  # only the names are wanted: drawing weights to throw away takes longer than loading
         empty = ESM2(spec.shape)
     if moved >= frozenset(empty.state_dict()):
-        return _unfilled(empty)
+        return unfilled(empty)
     name = asked or spec.encoder.name
     if predictor_folder(name) == folder:
         raise ValueError(f"{folder} names itself as its encoder. Say where the encoder is: --encoder PATH.")
@@ -412,14 +412,4 @@ def _encoder_for(spec: Spec, moved: frozenset[str], asked: str | None, folder: P
             f"{folder} was trained on the encoder {spec.encoder.name} (SHA-256 {spec.encoder.sha256[:12]}...), "
             f"but {name} holds other weights. Say where the right ones are: --encoder PATH."
         )
-    return encoder
-
-
-def _unfilled(encoder: ESM2) -> ESM2:
-    """The same on the CPU, with weights that are to be loaded; to_empty would import a computer algebra system."""
-    for module in encoder.modules():
-        for name, weight in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype)))
-        for name, values in list(module.named_buffers(recurse=False)):
-            setattr(module, name, torch.empty(values.shape, dtype=values.dtype))
     return encoder

@@ -15,7 +15,7 @@ from esmtune.devices import evaluating
 from esmtune.embedding import kind_of
 from esmtune.esm2 import Tokens
 from esmtune.heads import Head
-from esmtune.members import Member
+from esmtune.membership import Member
 from esmtune.predictor import Predictor
 from esmtune.provisions import Provision
 from esmtune.shortage import with_code

@@ -15,7 +15,8 @@ from esmtune.events import Notice, Progress, silent
 from esmtune.features import Kept
 from esmtune.journal import Journal
 from esmtune.linear import forget_axes
-from esmtune.members import fitted_members, members_of
+from esmtune.members import fitted_members
+from esmtune.membership import members_of
 from esmtune.partition import dealt
 from esmtune.records import Dataset
 from esmtune.schemes import Scheme

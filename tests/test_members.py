@@ -12,7 +12,7 @@ import torch
 import esmtune
 from esmtune import events
 from esmtune.config import TrainConfig
-from esmtune.members import members_of
+from esmtune.membership import members_of
 from esmtune.selection import better
 from tests.conftest import TEN
 

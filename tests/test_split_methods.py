@@ -18,7 +18,7 @@ from esmtune import families, identity
 from esmtune.config import TrainConfig
 from esmtune.curation import curate_training
 from esmtune.identity import NoMMseqsError, Pairs, mmseqs, nearest
-from esmtune.members import members_of
+from esmtune.membership import members_of
 from esmtune.methods import folds_by
 from esmtune.records import Record
 from esmtune.schemes import Scheme
