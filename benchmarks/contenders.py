@@ -69,9 +69,11 @@ def ours(args: Any, sequences: list[str]) -> float:
     if args.work == "embed":
         import numpy as np
 
+        from esmtune.devices import choose_precision
         from esmtune.embedding import embed_sequences
 
-        encoder, _ = esmtune.load_encoder(args.weights)
+        held = choose_precision("auto", "cpu")  # as esmtune.embed does
+        encoder, _ = esmtune.load_encoder(args.weights, held=held)
         options: dict[str, Any] = {
             "layers": [-1], "pool": "mean", "precision": "auto", "dtype": np.dtype("float32"),
             "tokens_per_batch": esmtune.config.TOKENS_PER_BATCH,

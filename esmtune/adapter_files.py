@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from esmtune.adapters import configured, injected, is_adapted, is_around, linear_maps, must_be_plain, remove
-from esmtune.checkpoints import checkpoint_format, read_safetensors
+from esmtune.checkpoints import Stored, checkpoint_format
 from esmtune.esm2 import ESM2
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -133,7 +133,7 @@ def _read_weights(folder: Path, encoder: ESM2) -> tuple[dict[str, Tensor], tuple
     form = checkpoint_format["huggingface"]()
     ours = {theirs: path for path, theirs in linear_maps(encoder).items()}
     weights, left_out, prefixes = {}, [], set()
-    for name, weight in read_safetensors(folder / WEIGHTS).items():
+    for name, weight in Stored([folder / WEIGHTS]).items():
         short = name.removeprefix("base_model.model.")
         prefix = "esm." if short.startswith("esm.") else ""
         short = short.removeprefix(prefix)

@@ -65,7 +65,7 @@ def predict(
         check_out(Path(out), overwrite=overwrite, kind="table")
     table = read(data)
     columns = find_columns(table, sequence=sequence, labeled=False)
-    predictor = ready(run, encoder, accelerator, precision, watch, verify=verify)
+    predictor = ready(run, encoder, accelerator, precision, watch, verify=verify, only_predicts=True)
     task, targets = predictor.task, predictor.spec.targets
     details = probabilities or predictor.level == "sequence"
     members = sum(member.draws for member in getattr(predictor, "members", [predictor]))
@@ -206,25 +206,26 @@ def embed(
     from esmtune.cache import cache_at
     from esmtune.devices import choose_device, choose_precision
     from esmtune.embedding import embed_sequences
-    from esmtune.encoders import encoder_digest
+    from esmtune.encoders import encoder_digest, hold
     from esmtune.predictor import find_encoder
     from esmtune.provisions import tokens_for_passing
 
+    device = choose_device(accelerator)
+    precision = choose_precision(precision, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network, source, moved = find_encoder(str(encoder))
+        network, source, moved = find_encoder(str(encoder), held=precision)
     if source.is_random:
         began = f"of {encoder} started from RANDOM weights ({source.name})."
         watch(Notice(f"The encoder {began if moved else f'{source.name} has RANDOM weights: it has seen no protein.'}"))
     if moved:  # it is no longer what it started from
         source = replace(source, name=str(encoder), sha256=encoder_digest(network))
-    device = choose_device(accelerator)
-    precision = choose_precision(precision, device)
+    network = hold(network, precision)
     tokens = tokens_for_passing(network, len(layers), list(map(len, sequences)), device, tokens_per_batch, watch)
     vectors = embed_sequences(
         network.to(device), sequences, layers=layers, pool=pool, precision=precision,
         dtype=np.dtype(dtype), tokens_per_batch=tokens, cache=cache_at(cache), name=source.name,
-        watch=watch,
+        sha256=source.sha256, watch=watch,
     )  # fmt: skip
     about = {
         "encoder": source.name,

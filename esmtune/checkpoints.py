@@ -6,9 +6,11 @@ have that we leave out.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,8 +31,8 @@ class Format:
     prefixes: tuple[str, ...] = ("",)  # what may stand before every name
     synonyms: Mapping[str, str] = field(default_factory=dict)  # other endings of names, and what they mean
 
-    def convert(self, theirs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Rename weights to ours; also return the names that were left out.
+    def convert(self, theirs: Mapping[str, Tensor]) -> tuple[dict[str, str], list[str]]:
+        """Their name for each of ours; also return the names that were left out. Only copies are looked at.
 
         Raises:
             ValueError: for a weight that no rule speaks of or that is there twice, for copies that disagree,
@@ -38,7 +40,7 @@ class Format:
         """
         ours, left_out, copies = {}, [], []
         back = {their_name: our_name for our_name, their_name in self.names.items()}
-        for name, weight in theirs.items():
+        for name in theirs:
             short = self._canonical(name)
             layers = re.findall(r"\.(\d+)\.", short)
             pattern = self._pattern(name)
@@ -46,19 +48,21 @@ class Format:
                 our_name = back[pattern].format(*layers)
                 if our_name in ours:
                     raise ValueError(f"weight {name!r} is there twice, under two names.")
-                ours[our_name] = weight
+                ours[our_name] = name
             elif pattern in self.frequency:
-                _same(ours.setdefault("frequency", weight), weight, name, "the rotary frequencies of another layer")
+                first = theirs[ours.setdefault("frequency", name)]
+                _same(first, theirs[name], name, "the rotary frequencies of another layer")
             elif pattern in self.tied:
-                copies.append((name, weight))
+                copies.append(name)
             elif pattern.startswith(self.ignored):
                 left_out.append(name)
                 if short == self.positions and not any(self._pattern(n) in self.frequency for n in theirs):
                     raise ValueError(f"weight {name!r} holds learned positions, but an ESM-2 has rotary ones.")
             else:
-                raise ValueError(f"weight {name!r} {tuple(weight.shape)} has no place in ESM-2.")
-        for name, weight in copies:
-            _same(ours.get("embed_tokens.weight", weight), weight, name, "the embedding, to which ESM-2 ties it")
+                raise ValueError(f"weight {name!r} {tuple(theirs[name].shape)} has no place in ESM-2.")
+        for name in copies:
+            first = theirs[ours.get("embed_tokens.weight", name)]
+            _same(first, theirs[name], name, "the embedding, to which ESM-2 ties it")
         return ours, left_out
 
     def fits(self, names: Iterable[str]) -> bool:
@@ -84,10 +88,15 @@ def digest(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes, types and bytes of tensors, in the order of their names."""
     total = hashlib.sha256()
     for name in sorted(weights):
-        weight = weights[name].detach().cpu().contiguous()
-        total.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-        total.update(weight.reshape(-1).view(torch.uint8).numpy().data)
+        digest_next(total, name, weights[name])
     return total.hexdigest()
+
+
+def digest_next(total: Any, name: str, weight: Tensor) -> None:
+    """Add the next weight, in the order of names, to what hashlib has of those before it."""
+    weight = weight.detach().cpu().contiguous()
+    total.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+    total.update(weight.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def file_digest(path: Path) -> str:
@@ -103,22 +112,42 @@ def file_digest(path: Path) -> str:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; what is read stays when the file is written over.
+class Stored(Mapping[str, Tensor]):
+    """The weights in safetensors files, each read when it is asked for.
 
-    The file is mapped into memory anew for each tensor: mapped once, it would stay there beside its copy.
+    What was read stays when a file is written over. A file is mapped into memory anew for each weight: mapped once, it
+    would stay there beside what was read of it.
 
     Raises:
-        ValueError: if the file is truncated or is none.
+        ValueError: if a file is truncated or is none, also when a weight is asked for; for a name in two files.
     """
-    weights = {}
+
+    def __init__(self, files: Iterable[Path]):
+        self._file_of: dict[str, Path] = {}
+        for path in files:
+            with _opened(path) as file:
+                names = dict.fromkeys(file.keys(), path)
+            if self._file_of.keys() & names.keys():
+                twice = min(self._file_of.keys() & names.keys())
+                raise ValueError(f"{path} holds {twice!r}, which another file holds too.")
+            self._file_of |= names
+
+    def __getitem__(self, name: str) -> Tensor:
+        with _opened(self._file_of[name]) as file:
+            return file.get_tensor(name).clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-        for name in names:
-            with safe_open(path, framework="pt") as file:
-                weights[name] = file.get_tensor(name).clone()
-        return weights
+            yield file
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} cannot be read as safetensors ({error}). Is it complete? Copy or download it anew."

@@ -30,6 +30,7 @@ def embed_sequences(
     tokens_per_batch: int,
     cache: Cache | None = None,
     name: str = "",
+    sha256: str | None = None,
     watch: Watcher = silent,
 ) -> np.ndarray:
     """Embed clean sequences, in their order; each of them once, however often it is there.
@@ -37,7 +38,8 @@ def embed_sequences(
     Returns [sequences, dim], or with pool "residue" [residues, dim], the residues of all sequences
     end to end; several layers make one axis more, before dim. `precision` is what the encoder's
     matrix products are computed in, `dtype` what the numbers are kept in.
-    What the `cache` has is not computed, and what is computed is added, under the encoder's `name`.
+    What the `cache` has is not computed, and what is computed is added, under the encoder's `name`; the digest of its
+    weights is `sha256`, if that is known.
 
     Raises:
         ValueError: for a layer that the encoder does not have.
@@ -47,7 +49,7 @@ def embed_sequences(
         if value not in known:
             raise ValueError(f"{option} is {value!r}, expected one of {', '.join(known)}.")
     wanted = tuple(encoder.layer_index(layer) for layer in layers)
-    kind = kind_of(encoder, pool, precision) if cache else None
+    kind = kind_of(encoder, pool, precision, sha256) if cache else None
     encoder = encoder.eval()
     lengths = [len(s) for s in sequences]
     counts = lengths if pool == "residue" else [1] * len(sequences)
@@ -95,10 +97,10 @@ def vectors_of(
     return [tuple(part.numpy() for part in parts) for parts in zip(*by_layer, strict=True)]
 
 
-def kind_of(encoder: ESM2, pool: Pooling, precision: Precision) -> Kind:
-    """What decides the numbers that an encoder gives, where it is now."""
+def kind_of(encoder: ESM2, pool: Pooling, precision: Precision, sha256: str | None = None) -> Kind:
+    """What decides the numbers that an encoder gives, where it is now; `sha256` is its digest, if that is known."""
     shape, device = encoder.config, encoder.embed_tokens.weight.device.type
     return Kind(
-        sha256=encoder_digest(encoder), shape=(shape.num_layers, shape.embed_dim, shape.num_heads), pool=pool,
-        precision=choose_precision(precision, device), device=device,
+        sha256=sha256 or encoder_digest(encoder), shape=(shape.num_layers, shape.embed_dim, shape.num_heads),
+        pool=pool, precision=choose_precision(precision, device), device=device,
     )  # fmt: skip

@@ -4,11 +4,12 @@ Weights are read from safetensors, or from a pickle with `weights_only=True`, wh
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from esmtune.alphabet import SYMBOLS
 from esmtune.attention import rotary_frequencies
-from esmtune.checkpoints import checkpoint_format, digest, read_safetensors
+from esmtune.checkpoints import Stored, checkpoint_format, digest, digest_next
+from esmtune.config import Computed
 from esmtune.esm2 import ESM2, OFFICIAL, RANDOM, ESM2Config
 from esmtune.hub import from_hub, read_json, weight_files
 from esmtune.registry import nearest
@@ -40,10 +42,12 @@ class Source:
         return self.name.startswith(RANDOM)
 
 
-def load_encoder(name: str | os.PathLike[str]) -> tuple[ESM2, Source]:
+def load_encoder(name: str | os.PathLike[str], *, held: Computed = "float32") -> tuple[ESM2, Source]:
     """Load an encoder by a Hugging Face name, a folder, a `.pt` file, or make a random one by `random:NAME`.
 
-    Returns the encoder, in float32 and evaluation mode, and where it came from.
+    Returns the encoder, in evaluation mode, and where it came from. With `held` "bfloat16" the matrices of its layers
+    are rounded as they are read, which takes half of the memory: for an encoder that computes under autocast in
+    bfloat16, where the numbers are the same, and neither learns nor is saved.
 
     >>> encoder, source = load_encoder("random:esm2_t6_8M_UR50D")
     >>> encoder.config.num_layers, source.is_random
@@ -54,17 +58,18 @@ def load_encoder(name: str | os.PathLike[str]) -> tuple[ESM2, Source]:
     """
     name = os.fspath(name)
     if name.startswith(RANDOM):
-        return _random(name)
+        encoder, source = _random(name)
+        return hold(encoder, held), source
     path = Path(name)
     if path.is_file():
-        return _assemble(_read_pickle(path), str(path.resolve()), _license_of(name, {}))
+        return _assemble(_read_file(path), str(path.resolve()), _license_of(name, {}), held)
     if path.is_dir():
-        return _from_folder(path, str(path.resolve()))
+        return _from_folder(path, str(path.resolve()), held)
     short = name.removeprefix("facebook/")
     if short in OFFICIAL:
-        return _from_folder(from_hub(f"facebook/{short}"), short)
+        return _from_folder(from_hub(f"facebook/{short}"), short, held)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _from_folder(from_hub(name), name)
+        return _from_folder(from_hub(name), name, held)
     raise ValueError(
         f"there is no encoder {name!r}: it is no file, no folder and no name of an ESM-2.{nearest(short, OFFICIAL)} "
         f"The official ones are {', '.join(OFFICIAL)}; write {RANDOM}NAME for random weights."
@@ -108,6 +113,24 @@ def encoder_digest(encoder: ESM2) -> str:
     return digest({name: w for name, w in encoder.state_dict().items() if not name.startswith("lm_head.")})
 
 
+def hold(encoder: ESM2, precision: Computed) -> ESM2:
+    """The same, the matrices of its layers held in a precision; what else there is stays as it is.
+
+    >>> encoder, _ = load_encoder("random:esm2_t6_8M_UR50D")
+    >>> hold(encoder, "bfloat16").layers[0].query.weight.dtype
+    torch.bfloat16
+    """
+    for name, weight in encoder.named_parameters():
+        weight.data = _held(name, weight.data, precision)
+    return encoder
+
+
+def _held(name: str, weight: Tensor, precision: Computed) -> Tensor:
+    """A weight as products in a precision take it: all others, and biases, are added to what is in float32."""
+    is_rounded = precision == "bfloat16" and name.startswith("layers.") and weight.ndim == 2
+    return weight.to(torch.bfloat16) if is_rounded else weight
+
+
 def unfilled(encoder: ESM2) -> ESM2:
     """The same on the CPU, with weights that are to be loaded; to_empty would import a computer algebra system."""
     for module in encoder.modules():
@@ -132,7 +155,7 @@ def _random(name: str) -> tuple[ESM2, Source]:
     return encoder, Source(name=f"{RANDOM}{short}", sha256=encoder_digest(encoder), license=None)
 
 
-def _from_folder(folder: Path, name: str) -> tuple[ESM2, Source]:
+def _from_folder(folder: Path, name: str, held: Computed) -> tuple[ESM2, Source]:
     config_file = folder / "config.json"
     if (folder / "predictor.json").is_file() or (folder / "predictor" / "predictor.json").is_file():
         raise ValueError(f"{folder} is a predictor of esmtune, not an encoder.")
@@ -144,21 +167,16 @@ def _from_folder(folder: Path, name: str) -> tuple[ESM2, Source]:
         got = _ABSENT.get(key, value) if got is None else got
         if got != value:
             raise ValueError(f"{config_file}: {key} is {got!r}, but an ESM-2 has {value!r}: another model.")
-    theirs: dict[str, Tensor] = {}
-    for file in weight_files(folder):
-        part = read_safetensors(file)
-        if theirs.keys() & part.keys():
-            raise ValueError(f"{file} holds {min(theirs.keys() & part.keys())!r}, which another file holds too.")
-        theirs |= part
+    theirs = Stored(weight_files(folder))
     num_heads = config.get("num_attention_heads")
     if num_heads is not None and not isinstance(num_heads, int):
         raise ValueError(f"{config_file}: num_attention_heads should be a whole number, got {num_heads!r}.")
-    return _assemble(theirs, name, _license_of(name, config), num_heads=num_heads)
+    return _assemble(theirs, name, _license_of(name, config), held, num_heads=num_heads)
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path) -> Mapping[str, Tensor]:
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
+        return Stored([path])
     try:
         # fair-esm's files keep their settings in a Namespace: a bag of values, which runs nothing when it is filled.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -178,52 +196,58 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _assemble(
-    theirs: dict[str, Tensor], name: str, license: str | None, num_heads: int | None = None
+    theirs: Mapping[str, Tensor], name: str, license: str | None, held: Computed, num_heads: int | None = None
 ) -> tuple[ESM2, Source]:
     form = next((f for f in (checkpoint_format[n]() for n in checkpoint_format) if f.fits(theirs)), None)
     if form is None:
         raise ValueError(f"{name}: no known format of ESM-2 weights; known are {', '.join(checkpoint_format)}.")
     try:
-        weights, left_out = form.convert(theirs)
-        encoder = _room_for(weights, num_heads)
+        names, left_out = form.convert(theirs)
+        encoder, sha256 = _filled(theirs, names, num_heads, held)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    theirs.clear()  # from here on each weight is held once
-    for key in list(weights):
-        weights[key] = weights[key].to(torch.float32).contiguous()
-    # What was read becomes the weights: a copy would double the memory that loading takes.
+    return encoder.eval(), Source(name=name, sha256=sha256, license=license, left_out=tuple(sorted(left_out)))
+
+
+def _filled(
+    theirs: Mapping[str, Tensor], names: Mapping[str, str], num_heads: int | None, held: Computed
+) -> tuple[ESM2, str]:
+    """An encoder of weights that are read one by one, and their digest in float32; `names` says what ours are called.
+
+    What was read becomes the weights: a copy would double the memory that loading takes.
+    """
+    shape = _shape_of(theirs, names, num_heads)
+    with torch.device("meta"):  # to draw random weights would take longer than to load
+        encoder = ESM2(shape, lm_head=any(name.startswith("lm_head.") for name in names))
+    take = theirs.pop if isinstance(theirs, MutableMapping) else theirs.__getitem__  # each is held once
+    total, weights, expected = hashlib.sha256(), {}, encoder.state_dict()
+    for name in sorted(expected.keys() | names.keys()):
+        weight = take(names[name]) if name in names else None
+        if weight is None and name == "frequency":
+            weight = rotary_frequencies(shape.embed_dim // shape.num_heads)
+        if weight is None or name not in expected or weight.shape != expected[name].shape:
+            got = tuple(weight.shape) if weight is not None else "nothing"
+            wanted = tuple(expected[name].shape) if name in expected else "nothing"
+            raise ValueError(f"weight {name!r} should be {wanted} for {shape}, got {got}.")
+        if not torch.stack(weight.aminmax()).isfinite().all():  # NaN is its own extreme; nothing is copied
+            raise ValueError(f"weight {name!r} holds NaN or infinity: the file is damaged.")
+        weight = weight.to(torch.float32).contiguous()
+        if not name.startswith("lm_head."):
+            digest_next(total, name, weight)
+        weights[name] = _held(name, weight, held)
     encoder.load_state_dict(weights, assign=True)
-    return encoder.eval(), Source(
-        name=name, sha256=encoder_digest(encoder), license=license, left_out=tuple(sorted(left_out))
-    )
+    return encoder, total.hexdigest()
 
 
-def _room_for(weights: dict[str, Tensor], num_heads: int | None) -> ESM2:
-    """An encoder that the weights fit, with nothing in it yet: to draw random ones would take longer than to load."""
-    shape = _shape_of(weights, num_heads)
-    with torch.device("meta"):
-        encoder = ESM2(shape, lm_head=any(key.startswith("lm_head.") for key in weights))
-    weights.setdefault("frequency", rotary_frequencies(shape.embed_dim // shape.num_heads))
-    expected = encoder.state_dict()
-    for key in sorted(expected.keys() | weights.keys()):
-        if key not in weights or key not in expected or weights[key].shape != expected[key].shape:
-            got = tuple(weights[key].shape) if key in weights else "nothing"
-            wanted = tuple(expected[key].shape) if key in expected else "nothing"
-            raise ValueError(f"weight {key!r} should be {wanted} for {shape}, got {got}.")
-        if not torch.stack(weights[key].aminmax()).isfinite().all():  # NaN is its own extreme; nothing is copied
-            raise ValueError(f"weight {key!r} holds NaN or infinity: the file is damaged.")
-    return encoder
-
-
-def _shape_of(weights: Mapping[str, Tensor], num_heads: int | None) -> ESM2Config:
+def _shape_of(theirs: Mapping[str, Tensor], names: Mapping[str, str], num_heads: int | None) -> ESM2Config:
     """Read the size of an encoder off its weights."""
-    num_layers = len({n.split(".")[1] for n in weights if n.startswith("layers.")})
-    embedding = tuple(weights["embed_tokens.weight"].shape)
+    num_layers = len({n.split(".")[1] for n in names if n.startswith("layers.")})
+    embedding = tuple(theirs[names["embed_tokens.weight"]].shape)
     if len(embedding) != 2 or embedding[0] != len(SYMBOLS):
         raise ValueError(f"weight 'embed_tokens.weight' should be ({len(SYMBOLS)}, channels), got {embedding}.")
     dim = embedding[1]
-    if num_heads is None and "frequency" in weights:
-        num_heads = dim // (2 * max(1, weights["frequency"].numel()))
+    if num_heads is None and "frequency" in names:
+        num_heads = dim // (2 * max(1, theirs[names["frequency"]].numel()))
     if num_heads is None:
         same = [c.num_heads for c in OFFICIAL.values() if (c.num_layers, c.embed_dim) == (num_layers, dim)]
         if not same:

@@ -22,7 +22,7 @@ from esmtune.folders import (
     saved_references,
     saved_scalings,
 )
-from esmtune.predicting import Predicting
+from esmtune.predicting import Predicting, Use
 from esmtune.predictor import Predictor, answers_of
 from esmtune.records import Level
 from esmtune.scaling import scaled
@@ -115,9 +115,11 @@ class Ensemble(Predicting):
 
 
 def load_predictor(
-    path: str | os.PathLike[str], *, encoder: str | None = None, verify: bool = False
+    path: str | os.PathLike[str], *, encoder: str | None = None, verify: bool = False, use: Use | None = None
 ) -> "Predictor | Ensemble":
-    """Read a predictor or an ensemble from a run or a predictor folder. No code from it is run.
+    """Read a predictor or an ensemble from a run or a predictor folder, for a `use` if it has but one.
+
+    No code from it is run.
 
     Raises:
         ValueError: if it is neither, from a later version, damaged, or its encoder cannot be had.
@@ -125,9 +127,9 @@ def load_predictor(
     folder = predictor_folder(path)
     content: Mapping[str, Any] = read_predictor_json(folder / "predictor.json") if folder is not None else {}
     if folder is None or "members" not in content:
-        return Predictor.load(path, encoder=encoder, verify=verify)
-    numbers = range(len(content["members"]))
-    members = [Predictor.load(folder / "members" / str(n), encoder=encoder, verify=verify) for n in numbers]
+        return Predictor.load(path, encoder=encoder, verify=verify, use=use)
+    folders = [folder / "members" / str(number) for number in range(len(content["members"]))]
+    members = [Predictor.load(member, encoder=encoder, verify=verify, use=use) for member in folders]
     ensemble = Ensemble(members)
     try:
         ensemble.calibration, ensemble.scalings = calibrations(content), saved_scalings(content)
@@ -137,6 +139,7 @@ def load_predictor(
     ensemble.references = checked_references(folder, digests)
     first = members[0]
     for member in members[1:]:
-        if not first.moved and not member.moved and not (first.is_adapted or member.is_adapted):
+        is_same = first.held == member.held and not (first.moved or member.moved)
+        if is_same and not (first.is_adapted or member.is_adapted):
             member.encoder = first.encoder
     return ensemble

@@ -16,7 +16,7 @@ from esmtune.adapter_files import save_adapter
 from esmtune.adapters import is_adapted
 from esmtune.applicability import REFERENCES, References, load_references, save_references
 from esmtune.calibration import Calibration
-from esmtune.checkpoints import file_digest, read_safetensors
+from esmtune.checkpoints import Stored, file_digest
 from esmtune.distributions import distribution
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, ESM2Config
@@ -112,10 +112,10 @@ def checked_references(folder: Path, digests: Mapping[str, str]) -> References |
     return load_references(folder)
 
 
-def saved_weights(folder: Path, sha256: str) -> tuple[frozenset[str], dict[str, Tensor]]:
-    """The weights of a folder, and which of them are the encoder's."""
+def saved_weights(folder: Path, sha256: str) -> tuple[frozenset[str], Mapping[str, Tensor]]:
+    """The weights of a folder, read as they are asked for, and which of them are the encoder's."""
     check_digest(folder / WEIGHTS, sha256)
-    weights = read_safetensors(folder / WEIGHTS)
+    weights = Stored([folder / WEIGHTS])
     return frozenset(n.removeprefix("encoder.") for n in weights if n.startswith("encoder.")), weights
 
 

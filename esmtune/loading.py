@@ -37,18 +37,24 @@ def ready(
     watch: Watcher,
     *,
     verify: bool = False,
+    only_predicts: bool = False,
 ) -> "Predictor | Ensemble":
-    """A loaded predictor, on its device; one that is given is moved there, and computes so from then on."""
+    """A loaded predictor, on its device; one that is given is moved there, and computes so from then on.
+
+    If it `only_predicts`, what is loaded may be held rounded to what it computes in.
+    """
     from esmtune.devices import choose_device
     from esmtune.ensembles import load_predictor
-    from esmtune.predicting import Predicting
+    from esmtune.predicting import Predicting, Use
 
     run = run.predictor if isinstance(run, Run) else run
-    predictor = run if isinstance(run, Predicting) else load_predictor(run, encoder=encoder, verify=verify)
+    device = choose_device(accelerator)
+    use = Use(device, precision) if only_predicts and not verify else None
+    predictor = run if isinstance(run, Predicting) else load_predictor(run, encoder=encoder, verify=verify, use=use)
     if predictor.spec.encoder.is_random:
         watch(Notice(f"The encoder of this predictor started from RANDOM weights ({predictor.spec.encoder.name})."))
     predictor.precision = precision
-    predictor = predictor.to(device := choose_device(accelerator))
+    predictor = predictor.to(device)
     first = _first(predictor)
     trained = first.spec.precision
     if precision == "auto" and trained and first.is_delicate and first.takes(device) != trained:

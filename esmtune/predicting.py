@@ -13,6 +13,7 @@ from esmtune.alphabet import clean
 from esmtune.applicability import References
 from esmtune.calibration import Calibration
 from esmtune.config import TOKENS_PER_BATCH, Computed, Precision
+from esmtune.devices import choose_precision
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2Config
 from esmtune.events import Watcher, silent
@@ -38,6 +39,18 @@ class Spec:
     trained_on: Mapping[str, Any]
     dropout_samples: int = 0  # draws of the head's dropout that predict together
     precision: Computed | None = None  # of the matrix products that it was trained with, if that is known
+
+
+@dataclass(frozen=True)
+class Use:
+    """All that a loaded predictor is for: predictions on a kind of device, its products computed in a precision."""
+
+    device: str
+    precision: Precision
+
+    def held(self, trained: Computed | None) -> Computed:
+        """What the matrices of an encoder may be held in, for a predictor that was trained in a precision."""
+        return choose_precision(self.precision, self.device, trained=trained)
 
 
 class Predicting(ABC):

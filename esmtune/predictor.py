@@ -23,7 +23,7 @@ from esmtune.applicability import References, vectors_of
 from esmtune.batching import Budget, by_length
 from esmtune.config import TOKENS_PER_BATCH, Computed, Precision
 from esmtune.devices import choose_precision, evaluating, products
-from esmtune.encoders import Source, encoder_digest, load_encoder, unfilled
+from esmtune.encoders import Source, encoder_digest, hold, load_encoder, unfilled
 from esmtune.esm2 import ESM2, LMHead, Representation, Tokens
 from esmtune.events import Progress, Watcher, silent
 from esmtune.folders import (
@@ -45,7 +45,7 @@ from esmtune.folders import (
 from esmtune.heads import Head, LanguageModel, head
 from esmtune.masking import Masking, masked
 from esmtune.pooling import Pooled
-from esmtune.predicting import Predicting, Spec, concatenated
+from esmtune.predicting import Predicting, Spec, Use, concatenated
 from esmtune.records import Level
 from esmtune.sampling import drawn
 from esmtune.scaling import scaled
@@ -180,6 +180,11 @@ class Predictor(nn.Module, Predicting):
         return is_adapted(self.encoder)
 
     @property
+    def held(self) -> frozenset[torch.dtype]:
+        """What the encoder's weights are held in."""
+        return frozenset(weight.dtype for weight in self.encoder.parameters())
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.encoder.embed_tokens.weight.device
@@ -217,11 +222,14 @@ class Predictor(nn.Module, Predicting):
         )  # fmt: skip
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, encoder: str | None = None, verify: bool = False) -> "Predictor":
+    def load(
+        cls, path: str | os.PathLike[str], *, encoder: str | None = None, verify: bool = False, use: Use | None = None
+    ) -> "Predictor":
         """Read a predictor from a run or a predictor folder. No code from it is run.
 
-        `encoder` says where the encoder's weights are now, if they have moved; `verify` recomputes
-        three outputs that were saved with the predictor.
+        `encoder` says where the encoder's weights are now, if they have moved; `verify` recomputes three outputs, in
+        float32, that were saved with the predictor. With a `use` for which bfloat16 is enough, the encoder's matrices
+        are held in it, unless adapters stand around them: it takes half of the memory, and can do nothing else.
 
         Raises:
             ValueError: if it is no predictor, from a later version, damaged, or its encoder cannot be had.
@@ -239,16 +247,19 @@ class Predictor(nn.Module, Predicting):
             spec, digests, golden = parsed(content)
             calibration, scalings = calibrations(content), saved_scalings(content)
             moved, weights = saved_weights(folder, digests["sha256"])
+            held = use.held(spec.precision) if use and "adapter_sha256" not in digests else "float32"
             with torch.random.fork_rng(devices=[]):  # a head is drawn before it is loaded
-                predictor = cls(spec, _encoder_for(spec, moved, encoder, folder), moved)
+                predictor = cls(spec, _encoder_for(spec, moved, encoder, folder, held), moved)
         except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
             raise ValueError(f"{folder / 'predictor.json'} is damaged ({type(error).__name__}: {error}).") from None
         wanted = {n: w for n, w in predictor.state_dict().items() if n in weights or not n.startswith("encoder.")}
+        loaded = {}
         for name in wanted.keys() | weights.keys():
-            if name not in weights or name not in wanted or weights[name].shape != wanted[name].shape:
+            weight = weights.get(name)
+            if weight is None or name not in wanted or weight.shape != wanted[name].shape:
                 raise ValueError(f"{folder / WEIGHTS}: weight {name!r} is missing, unknown or of the wrong shape.")
-        weights = {name: weight.to(wanted[name].dtype) for name, weight in weights.items()}
-        predictor.load_state_dict(weights, strict=False, assign=True)  # to copy them would take twice the memory
+            loaded[name] = weight.to(wanted[name].dtype)
+        predictor.load_state_dict(loaded, strict=False, assign=True)  # to copy them would take twice the memory
         if "adapter_sha256" in digests:
             check_digest(folder / ADAPTER / ADAPTER_WEIGHTS, digests["adapter_sha256"])
             load_adapter(predictor.encoder, folder / ADAPTER)
@@ -366,10 +377,13 @@ def answers_of(
     return torch.stack([concatenated(column, first.task.num_outputs) for column in rows]), distances
 
 
-def find_encoder(name: str, *, lm_head: bool = False) -> tuple[ESM2, Source, frozenset[str]]:
+def find_encoder(
+    name: str, *, lm_head: bool = False, held: Computed = "float32"
+) -> tuple[ESM2, Source, frozenset[str]]:
     """An encoder, by any name of `load_encoder` or that of a run or predictor of ours; without LM head unless wanted.
 
-    Also returns its source, and the names of the weights that are not the source's own.
+    Also returns its source, and the names of the weights that are not the source's own. What moved is in float32
+    however its encoder is to be `held`, so that it can be told what it is.
     """
     folder = predictor_folder(name)
     if folder is not None:
@@ -379,7 +393,7 @@ def find_encoder(name: str, *, lm_head: bool = False) -> tuple[ESM2, Source, fro
         if lm_head and isinstance(predictor.head, LanguageModel):
             predictor.encoder.lm_head = cast(LMHead, predictor.head.language_model)
         return predictor.encoder, predictor.spec.encoder, predictor.moved
-    encoder, source = load_encoder(name)
+    encoder, source = load_encoder(name, held=held)
     if not lm_head:
         encoder.lm_head = None
     return encoder, source, frozenset()
@@ -391,16 +405,16 @@ def adapted_names(encoder: ESM2) -> frozenset[str]:
     return frozenset(name.replace(mark, ".") for name in encoder.state_dict() if mark in name)
 
 
-def _encoder_for(spec: Spec, moved: frozenset[str], asked: str | None, folder: Path) -> ESM2:
+def _encoder_for(spec: Spec, moved: frozenset[str], asked: str | None, folder: Path, held: Computed) -> ESM2:
     with torch.device("meta"):  # only the names are wanted: drawing weights to throw away takes longer than loading
         empty = ESM2(spec.shape)
     if moved >= frozenset(empty.state_dict()):
-        return unfilled(empty)
+        return hold(unfilled(empty), held)
     name = asked or spec.encoder.name
     if predictor_folder(name) == folder:
         raise ValueError(f"{folder} names itself as its encoder. Say where the encoder is: --encoder PATH.")
     try:
-        encoder, source, moved_there = find_encoder(name)
+        encoder, source, moved_there = find_encoder(name, held=held)
     except ValueError as error:
         raise ValueError(
             f"{folder} was trained on the encoder {spec.encoder.name}, which it needs. {error} "
@@ -412,4 +426,4 @@ def _encoder_for(spec: Spec, moved: frozenset[str], asked: str | None, folder: P
             f"{folder} was trained on the encoder {spec.encoder.name} (SHA-256 {spec.encoder.sha256[:12]}...), "
             f"but {name} holds other weights. Say where the right ones are: --encoder PATH."
         )
-    return encoder
+    return hold(encoder, held)

@@ -53,9 +53,10 @@ def pair(request):
         nn.init.normal_(weight, std=0.2)
     if request.param == "huggingface":
         nn.init.zeros_(theirs.esm.embeddings.word_embeddings.weight[PAD : PAD + 1])
-    weights, _ = checkpoint_format[request.param]().convert(theirs.state_dict())
+    weights = theirs.state_dict()
+    names, _ = checkpoint_format[request.param]().convert(weights)
     ours = ESM2(SHAPE, lm_head=True).double().eval()
-    ours.load_state_dict({"frequency": ours.frequency, **weights})
+    ours.load_state_dict({"frequency": ours.frequency, **{name: weights[named] for name, named in names.items()}})
     return ours, run
 
 
