@@ -92,6 +92,7 @@ def run(name: str, row: Row, seed: int, kept: dict[str, Any], args: argparse.Nam
         "date": datetime.fromtimestamp((folder / "metrics.json").stat().st_mtime, UTC).date().isoformat(),
         "hardware": hardware,
         "versions": environment["versions"],
+        "edition": environment.get("edition"),  # of how trainings go, within a version
         "config": config,
     }
 
@@ -114,9 +115,10 @@ def summary(name: str, row: Row, seeds: dict[str, dict[str, Any]], base: float |
 def ridge(row: Row, args: argparse.Namespace) -> float:
     """Ridge regression on the mean embeddings of the last layer, its penalty by leave-one-out on the training rows."""
     frame = table_of(row, args.data)
-    cache = args.runs / f"{Path(row.data).name.split('.')[0]}.npy"
+    cache = args.runs / f"{Path(row.data).name.split('.')[0]}-{args.weights.name}-{args.precision}.npy"
     if not cache.is_file():
-        vectors = esmtune.embed(args.weights, frame["sequence"].to_list(), watch=say).vectors
+        sequences = frame["sequence"].to_list()
+        vectors = esmtune.embed(args.weights, sequences, precision=args.precision, watch=say).vectors
         cache.parent.mkdir(parents=True, exist_ok=True)
         np.save(cache, vectors)
     x, y = np.load(cache), frame["label"].cast(pl.Float64).to_numpy()

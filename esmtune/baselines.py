@@ -32,6 +32,7 @@ RESIDUES = 50_000  # the same, of residues
 KNOWN = 100_000  # training sequences among which neighbors are looked for
 MOST_CLASSES = 50  # of several at once, that one-hot columns are mapped to
 ZERO_SHOT = "zero-shot"
+BEFORE = "before adaptation"
 WITHOUT_UNIT = frozenset(("spearman", "auroc", "auprc"))  # metrics of numbers that mean nothing but an order
 
 Embed = Callable[[Sequence[str]], Float[np.ndarray, "points channels"]]
@@ -100,7 +101,7 @@ def named(name: str) -> str:
         "mean or majority": "the mean or majority",
         ZERO_SHOT: "the zero-shot score",
     }
-    articles |= {"nearest neighbor": "the nearest neighbor"}
+    articles |= {"nearest neighbor": "the nearest neighbor", BEFORE: "the language model before adaptation"}
     return articles.get(name, name)
 
 

@@ -37,11 +37,12 @@ class Origin:
 
 
 def find_origin(config: TrainConfig, data: Dataset, watch: Watcher) -> Origin:
-    """Load what a run begins with.
+    """Load what a run begins with, once it is known that the parts it asks for exist.
 
     Raises:
-        ValueError: for an encoder or predictor that cannot be had.
+        ValueError: for an encoder or predictor that cannot be had, and for parts or options that do not exist.
     """
+    _check_parts(config, data)
     if config.init and config.encoder:
         raise ValueError("init brings its own encoder: leave out encoder, or take encoder=RUN for the encoder alone.")
     start = Predictor.load(config.init) if config.init else None
@@ -61,6 +62,27 @@ def find_origin(config: TrainConfig, data: Dataset, watch: Watcher) -> Origin:
     if source.left_out:
         watch(Notice(f"Left out of {source.name}, being no part of the encoder: {', '.join(source.left_out)}."))
     return Origin(encoder=encoder, source=source, moved=moved, start=start)
+
+
+def _check_parts(config: TrainConfig, data: Dataset) -> None:
+    """Refuse a tuning or head that does not exist, or has no such options."""
+    tuned = _tuning_of(config, data)
+    if tuned["name"] != "auto":
+        tuning.resolve(tuned)
+    usual = usual_head(str(tuned["name"]), data.kind, data.level)
+    if not config.init or "name" in (config.head or {}):  # else the head is that of the predictor
+        head.resolve(_completed(usual, config.head))
+
+
+def _tuning_of(config: TrainConfig, data: Dataset) -> Mapping[str, Any]:
+    """What was asked for, or is usual, if a tuning of that name exists."""
+    spec = _completed({"name": "full" if data.kind == "mlm" else DEFAULT_TUNING}, config.tuning)
+    known = ["auto", *tuning]
+    if spec["name"] not in known:
+        raise ValueError(missing("tuning", str(spec["name"]), known))
+    if spec["name"] == "auto" and len(spec) > 1:
+        raise ValueError("tuning auto has no options: name the tuning that they belong to.")
+    return spec
 
 
 def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, watch: Watcher = silent) -> Predictor:
@@ -131,18 +153,13 @@ def decided(config: TrainConfig, data: Dataset, origin: Origin, watch: Watcher) 
         ValueError: for a tuning that does not fit the task.
     """
     labeled = len({r.sequence for r in data.of("train") if any(label is not None for label in r.labels)})
-    spec = _completed({"name": "full" if data.kind == "mlm" else DEFAULT_TUNING}, config.tuning)
+    spec = _tuning_of(config, data)
     if spec["name"] == "auto":
-        if len(spec) > 1:
-            raise ValueError("tuning auto has no options: name the tuning that they belong to.")
         weights = sum(weight.numel() for weight in origin.encoder.parameters())
         # Residues to guess are enough of any sequences, and an encoder that does not move guesses no better.
         name, why = automatic(weights, max(labeled, FEW_LABELS) if data.kind == "mlm" else labeled)
         spec = {"name": name}
         watch(Notice(f"Tuning: {name}, because {why}."))
-    if spec["name"] not in tuning:
-        known = ["auto", *tuning]
-        raise ValueError(missing("tuning", str(spec["name"]), known))
     spec = tuning.resolve(spec)
     if data.kind == "mlm" and spec["name"] == "frozen":
         raise ValueError("task mlm goes on training the encoder, which tuning frozen does not: take full or lora.")

@@ -50,7 +50,7 @@ def _without_say(config: TrainConfig, curated: Curated) -> Iterator[tuple[Sequen
     if tuned == "frozen" and not config.init:
         yield MOVING, "the encoder is frozen"
     if _is_solved(str((config.head or {}).get("name", DEFAULT_HEAD))) and not config.init:
-        yield STEPPING, "the head is solved in one go"
+        yield (*STEPPING, "mix"), "the head is solved in one go"
     if curated.dataset.kind == "mlm":
         yield ("feature_noise",), "language modeling masks residues instead"
     if config.layers is not None and config.layers.lstrip("-").isdecimal():

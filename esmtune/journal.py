@@ -22,6 +22,11 @@ from torch import Tensor
 from esmtune.writers import whole_file, write_json
 
 IDENTITY = "identity.json"  # what must be the same for a run to go on
+# What is said of parts of it that are no options, with what they were and what they are now.
+CHANGED = {
+    "data_sha256": "begun with other data (SHA-256 {!s:.12}..., now {!s:.12}...)",
+    "version": "begun by esmtune {}, and this is {}, whose trainings go otherwise",
+}
 
 Entry = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -62,9 +67,10 @@ class Journal:
         changed = [name for name in now if before.get(name) != now[name]]
         if changed:
             name = min(changed)
+            what = CHANGED.get(name, f"begun with {name} {{!r}}, but now it is {{!r}}")
             raise ValueError(
-                f"the run in {self.folder} had {name} {before.get(name)!r}, but now it is {now.get(name)!r}: that is "
-                "another run. Give the same data and options to --resume, or start anew with --overwrite."
+                f"the run in {self.folder} was {what.format(before.get(name), now.get(name))}: that is another run. "
+                "Give the same data and options to --resume, or start anew with --overwrite."
             )
         return True
 

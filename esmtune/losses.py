@@ -43,8 +43,12 @@ def check_loss(name: str, *doors: Registry) -> None:
         ValueError: naming those that there are.
     """
     known = sorted(set().union(*doors))
-    if name not in known:
-        raise ValueError(missing("loss", name, known))
+    if name in known:
+        return
+    for door, labels in ((class_loss, "classes"), (loss, "numbers"), (ranking, "numbers")):
+        if name in door:
+            raise ValueError(f"the loss {name!r} is of {labels}, which these labels are not. Take {', '.join(known)}.")
+    raise ValueError(missing("loss", name, known))
 
 
 def check_errors(errors: Tensor, points: Tensor, name: str) -> None:

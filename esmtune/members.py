@@ -78,6 +78,9 @@ def train_members(
         ValueError: for parts, options or weights that cannot be had or do not fit the data.
         Terminated: when the process was asked to stop; the journal has what is needed to go on.
     """
+    fitted_task = fit_task(data, config.task)
+    if fitted_task.only_orders and config.global_batch_size == 1:
+        raise ValueError("the loss compares the sequences of a step, but --global-batch-size is 1: take 2 or more.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         origin = find_origin(config, data, watch)
@@ -88,9 +91,6 @@ def train_members(
             watch(Notice(f"Going on in {precision}, in which the run began."))
             config = replace(config, precision=precision)
         members = members_of(config, data, folds)
-        fitted_task = fit_task(data, config.task)
-        if fitted_task.only_orders and config.global_batch_size == 1:
-            raise ValueError("the loss compares the sequences of a step, but --global-batch-size is 1: take 2 or more.")
         torch.manual_seed(config.seed)
         # Says what is wrong, and what is new; then it is known what training it will take.
         first = compose(members[0].config, members[0].data, origin, members[0].own(fitted_task), watch)

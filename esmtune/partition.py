@@ -13,6 +13,7 @@ from esmtune.identity import IDENTITY, NoMMseqsError, Pairs, linked, related
 from esmtune.labels import Reads
 from esmtune.methods import IN_ORDER, folds_by, split_by, times_of
 from esmtune.records import SPLITS, Dataset, Record, Split, Table, Target
+from esmtune.registry import nearest
 from esmtune.schemes import Folded, Parted, Scheme
 from esmtune.split_files import SplitFile, read_split
 from esmtune.variants import variants_of
@@ -64,7 +65,12 @@ def asked_split(split: str | None, table: Table) -> tuple[str | None, str | None
         raise ValueError(
             f"split {split!r} is no file. It can be a column, RUN/split.csv, or {', '.join(SPLIT_METHODS)}."
         )
-    return split, None
+    columns = table.frame.columns
+    raise ValueError(
+        f"split {split!r} is neither a column of {table.source} nor a way to split."
+        f"{nearest(split, [*columns, *SPLIT_METHODS])} Its columns are {', '.join(columns)}; ways to split are "
+        f"{', '.join(SPLIT_METHODS)}; or name a file, RUN/split.csv."
+    )
 
 
 def folds_for(

@@ -13,6 +13,7 @@ from esmtune.commands import command_of
 from esmtune.composition import Origin, compose, decided, find_origin
 from esmtune.config import TrainConfig
 from esmtune.curation import curate_training
+from esmtune.curves import curve_members
 from esmtune.devices import choose_device
 from esmtune.esm2 import OFFICIAL, RANDOM, ESM2Config
 from esmtune.events import Watcher, silent
@@ -46,7 +47,7 @@ class Plan:
     records: int  # to train on
     residues: int
     longest: int
-    trainings: int  # seeds or folds
+    trainings: int  # seeds, folds, shares of a learning curve
     epochs: int
     stages: tuple[Stage, ...]  # none where a step would not fit
     tokens_per_batch: int
@@ -92,6 +93,8 @@ def plan(
         origin = find_origin(config, dataset, watch)
         config = decided(config, dataset, origin, watch)
         members = members_of(config, dataset, curated.folds)
+        if config.learning_curve:
+            members += curve_members(config, asked=configured(options), data=dataset, folds=curated.folds)
         predictor, chosen = _provided(config, members[0], len(members), origin, watch)
         stages: tuple[Stage, ...] = ()
         if chosen.fits:

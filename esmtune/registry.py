@@ -54,9 +54,11 @@ class Registry(Generic[PartT]):
         given = {option: value for option, value in spec.items() if option != "name"}
         for option in given:
             if option not in known:
+                others = [part for part in self if option in self.options(part)]
                 raise ValueError(
                     f"{self.kind} {name!r} has no option {option!r}.{nearest(option, known)} "
                     f"It has: {', '.join(known) or 'none'}."
+                    + (f" Those with {option!r}: {', '.join(others)}; say which, --{self.kind} NAME." if others else "")
                 )
         resolved: dict[str, Any] = {"name": name}
         for option, parameter in known.items():

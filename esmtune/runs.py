@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from esmtune.config import TrainConfig
+from esmtune.config import EDITION, TrainConfig
 from esmtune.curation import Curated
 from esmtune.events import Watcher, silent
 from esmtune.memory import peak_memory
@@ -238,6 +238,7 @@ def _environment(run: Run, dataset: Dataset, seconds: float) -> dict[str, Any]:
     device = run.predictor.device
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "edition": EDITION,
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from esmtune.assignments import fit_task
-from esmtune.baselines import Embed, Means
+from esmtune.baselines import BEFORE, Embed, Means
 from esmtune.cache import cache_at
 from esmtune.comparison import (
     WIDEST,
@@ -24,11 +24,14 @@ from esmtune.comparison import (
     out_of_fold,
     usual_layers,
 )
+from esmtune.composition import sharing
 from esmtune.config import TOKENS_PER_BATCH, Part, TrainConfig
 from esmtune.devices import choose_device
 from esmtune.embedding import kind_of
 from esmtune.ensembles import Ensemble
+from esmtune.esm2 import ESM2
 from esmtune.events import Notice, Watcher
+from esmtune.heads import LanguageModel
 from esmtune.hub import read_json
 from esmtune.linear import forget_axes
 from esmtune.members import Trained
@@ -47,6 +50,8 @@ def beside_baselines(trained: Trained, ignorant: Task, dataset: Dataset, watch: 
     means = _means(trained, dataset, watch) if trained.is_main and dataset.kind != "mlm" else Means()
     train = [record for record in records if record.split == "train"]
     held_out = [r for r in records if r.split in (("test",) if trained.by_fold else ("valid", "test"))]
+    before = _language_before(trained) if trained.is_main and dataset.kind == "mlm" else None
+    said = _said(before, records, trained.config.tokens_per_batch)
     found = baselines_of(ignorant, train, held_out, level, means, watch)
     sides, labels = [], shown_labels(trained.task, dataset)
     for split in ("valid", "test"):
@@ -60,6 +65,7 @@ def beside_baselines(trained: Trained, ignorant: Task, dataset: Dataset, watch: 
             chosen = torch.tensor([r.split == split for r in held_out for _ in r.labels])
             outputs = {name: own[chosen] for name, own in found.items()}
         points = torch.tensor([r.split == asked for r in records for _ in r.labels])
+        outputs |= {name: own[points] for name, own in said.items()}
         sides.append(
             Side(
                 split=split, records=[records[i] for i in rows], task=trained.task, outputs=trained.outputs[points],
@@ -69,6 +75,32 @@ def beside_baselines(trained: Trained, ignorant: Task, dataset: Dataset, watch: 
         )  # fmt: skip
     forget_axes()
     return comparison(sides, judging_metric(trained))
+
+
+def _language_before(trained: Trained) -> Predictor | None:
+    """The language model that a run began with, as it was; None if it began with a predictor of something else."""
+    first = trained.predictor.members[0] if isinstance(trained.predictor, Ensemble) else trained.predictor
+    if trained.origin.start is None:
+        return _language_model(first, trained.origin.encoder)
+    return trained.origin.start if trained.origin.start.masks else None
+
+
+def _language_model(adapted: Predictor, encoder: ESM2) -> Predictor | None:
+    """What a predictor that models language was before, of an encoder with its LM head; None with a head of its own."""
+    if not isinstance(adapted.head, LanguageModel):
+        return None
+    before = Predictor(adapted.spec, sharing(encoder), frozenset()).to(adapted.device).eval()
+    before.precision, before.masks = adapted.precision, adapted.masks
+    return before
+
+
+def _said(before: Predictor | None, records: Sequence[Record], tokens: int | None) -> dict[str, Tensor]:
+    """What the language model said of all records, of which it is hidden what it is of the predictor."""
+    if before is None:
+        return {}
+    sequences = [record.sequence for record in records]  # the place of each decides what is hidden of it
+    answers = before.answers(sequences, hide=True, tokens_per_batch=tokens or TOKENS_PER_BATCH)
+    return {BEFORE: answers[0].double()}
 
 
 def judging_metric(trained: Trained) -> str:
@@ -145,9 +177,22 @@ def judged(
         expect = None if predictor.spec.encoder.is_random else expecter(name, predictor.device.type, watch)
         means = Means(seed=config.seed, embed=_embed_if_kept(predictor, config, train, level, watch), expect=expect)
     baselines = baselines_of(ignorant, train, dataset.records, level, means, watch)
+    if dataset.kind == "mlm":
+        first = predictor.members[0] if isinstance(predictor, Ensemble) else predictor
+        baselines |= _said(_found_before(first, watch), dataset.records, None)
     side = Side(split="", records=dataset.records, labels=labels, task=task, outputs=outputs, ignorant=ignorant,
                 baselines=baselines)  # fmt: skip
     return {name: entry[""] for name, entry in comparison([side], task.metric).items()}
+
+
+def _found_before(adapted: Predictor, watch: Watcher) -> Predictor | None:
+    """The language model of the encoder that a predictor was adapted from, if it can be had."""
+    try:
+        encoder, _, _ = find_encoder(adapted.spec.encoder.name, lm_head=True)
+    except ValueError as error:
+        watch(Notice(f"No perplexity before adaptation: {error}"))
+        return None
+    return _language_model(adapted, encoder) if encoder.lm_head is not None else None
 
 
 def _embed_if_kept(

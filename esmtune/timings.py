@@ -18,6 +18,7 @@ from esmtune.heads import Head
 from esmtune.membership import Member
 from esmtune.predictor import Predictor
 from esmtune.provisions import Provision
+from esmtune.records import Split
 from esmtune.shortage import with_code
 
 TIMED = 3  # times that a step is timed, after one that warms up
@@ -57,15 +58,14 @@ def stages_of(
             steps = sum(steps_of(member) for member in members)
             yield _stage("training", _timed(_of_head(predictor, everything, members[0].config)), steps)
         return
-    epochs = steps_of(members[0]) / max(1, steps_per_epoch(members[0]))
-    learned, held = (sum(len(r.sequence) for m in members for r in m.data.of(split)) for split in ("train", "valid"))
-    yield _stage("training", _timed(_of_both(predictor, tokens)), epochs * learned / residues)
-    steps = sum(steps_per_epoch(member) for member in members)
+    learned, held = (sum(_passed(member, split) for member in members) for split in ("train", "valid"))
+    yield _stage("training", _timed(_of_both(predictor, tokens)), learned / residues)
     config = members[0].config
-    is_cut = learned > chosen.tokens * steps or (config.micro_batch_size or math.inf) < (config.global_batch_size or 1)
+    is_cut = _passed(members[0], "train") > chosen.tokens * steps_of(members[0])
+    is_cut = is_cut or (config.micro_batch_size or math.inf) < (config.global_batch_size or 1)
     if predictor.task.compares and (is_cut or config.devices * config.num_nodes > 1):  # whose outputs are needed first
-        yield _stage("comparing", forward, epochs * learned / residues)
-    yield _stage("validating", forward, epochs * held / residues)
+        yield _stage("comparing", forward, learned / residues)
+    yield _stage("validating", forward, held / residues)
     yield _stage("predicting", forward, len(members) * sum(map(len, everything)) / residues)
 
 
@@ -145,6 +145,12 @@ def steps_of(member: Member) -> int:
 def steps_per_epoch(member: Member) -> int:
     """How many steps it takes to see every record once."""
     return -(-len(member.data.of("train")) // (member.config.global_batch_size or 1))
+
+
+def _passed(member: Member, split: Split) -> float:
+    """Residues of a split that pass in all epochs of a training."""
+    epochs = steps_of(member) / max(1, steps_per_epoch(member))
+    return epochs * sum(len(record.sequence) for record in member.data.of(split))
 
 
 def _not_kept(predictor: Predictor, config: TrainConfig, sequences: Sequence[str]) -> list[str]:

@@ -424,6 +424,7 @@ PARTED = pl.DataFrame(
         (PARTED, {"encoder_learning_rate": 1e-3}, "encoder-learning-rate"),
         (PARTED, {"head": {"name": "ridge"}, "schedule": "linear", "epochs": 7}, "epochs and --schedule"),
         (PARTED, {"layers": "-1", "mix": True}, "mix"),
+        (PARTED, {"head": {"name": "ridge"}, "mix": True}, "mix"),
         (PARTED, {}, ""),
         (TWENTY, {"folds": 4, "patience": 3, "metric": "rmse", "valid_window": 2}, ""),
         (STRANGERS, {"split": "identity", "identity": 0.5, "layers": "0,1", "mix": True}, ""),

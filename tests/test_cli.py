@@ -123,7 +123,10 @@ def test_a_damaged_configuration_file_is_named(shell, tmp_path):
         (["--head", "mlp", "--head.hidden", "few"], "head 'mlp', option 'hidden': got 'few', expected int"),
         (["--head", "mlp", "--head.pool", "max"], "it can be 'mean', 'cls'"),
         (["--head", "mlp", "--head.dropout", "1"], "dropout is a share from 0 to below 1, got 1.0"),
-        (["--tuning.layers", "3"], "tuning 'frozen' has no option 'layers'. It has: none"),
+        (
+            ["--tuning.layers", "3"],
+            "tuning 'frozen' has no option 'layers'. It has: none. Those with 'layers': last.",
+        ),
         (["--tuning", "last", "--tuning.layers", "9"], "the encoder has 2: write 1 to that"),
         (["--tuning", "lorax"], "there is no tuning 'lorax'. Did you mean 'lora'?"),
         (["--task", "rank"], "there is no task 'rank'"),
@@ -131,6 +134,11 @@ def test_a_damaged_configuration_file_is_named(shell, tmp_path):
             ["--task", "regression", "--task.loss", "cubic"],
             "there is no loss 'cubic'. There are: absolute, gaussian, huber",
         ),
+        (
+            ["--task.loss", "focal"],
+            "the loss 'focal' is of classes, which these labels are not. Take absolute, gaussian",
+        ),
+        (["--split", "radnom"], "nor a way to split. Did you mean 'random'? Its columns are "),
         (["--metric", "auroc"], "there is no metric 'auroc' for regression"),
         (["--accelerator", "cuda"], "there is no accelerator 'cuda' here"),
     ],
@@ -145,6 +153,14 @@ def test_a_wrong_part_or_option_is_named_and_nothing_is_written(table, tiny, tmp
     assert answer.code == 2
     assert sentence in answer.err
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("wrong", [["--head", "mpl"], ["--tuning.rank", "4"], ["--task.loss", "focal"]])
+def test_a_wrong_part_is_told_before_an_encoder_is_read(table, shell, monkeypatch, wrong):
+    monkeypatch.setattr("esmtune.composition.find_encoder", lambda *names, **options: pytest.fail("it was read"))
+    answer = shell("train", table, "--target", "tm", "--encoder", "esm2_t48_15B_UR50D", *wrong)
+    assert answer.code == 2
+    assert "esmtune: " in answer.err
 
 
 def test_a_run_has_all_its_files(run, table, tiny):

@@ -57,6 +57,17 @@ def test_a_training_takes_as_long_as_the_steps_it_has(tiny, monkeypatch):
     assert capped < few
 
 
+def test_a_learning_curve_is_counted(tiny, monkeypatch):
+    monkeypatch.setattr("esmtune.timings._timed", lambda work: (work(), (1.0, 1.0))[1])
+    rows = [(f"{sequence}{residue}", len(sequence) / 7) for sequence in TEN for residue in "ACDEFGHIKLMNPQRSTVWY"]
+    options = OPTIONS | {"encoder": str(tiny), "tuning": "full", "max_steps": 10}
+    plain, curve = (esmtune.plan(rows, **options, learning_curve=asked) for asked in (False, True))
+    trained = esmtune.train(rows, **options, learning_curve=True)
+    assert (plain.trainings, curve.trainings) == (1, len(trained.metrics["learning_curve"]))
+    ratio = curve.stages[0].high / plain.stages[0].high  # all take ten steps of eight sequences
+    assert ratio == pytest.approx(curve.trainings, rel=0.1)
+
+
 def test_memory_is_no_less_than_a_training_takes_nor_twice_as_much(tmp_path, table):
     """Of an encoder of the 8M's shape, so that the process itself is the smaller part."""
     code = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import esmtune
-from esmtune.journal import write_entry
+from esmtune.journal import Journal, write_entry
 from tests.conftest import TEN, in_new_process
 
 OPTIONS = {
@@ -172,6 +172,24 @@ def test_a_stopped_run_is_not_overwritten_unasked(table, tiny, tmp_path):
     with pytest.raises(ValueError, match="holds other things"):
         esmtune.train(table, out=out, encoder=str(tiny), **OPTIONS)
     assert (journal / "thesis.docx").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        ({"data_sha256": "1" * 64}, r"begun with other data \(SHA-256 000000000000\.\.\., now 111111111111\.\.\.\)"),
+        ({"version": "0.2.0, edition 8"}, "begun by esmtune 0.2.0, edition 7, and this is 0.2.0, edition 8, whose"),
+        ({"clip": 1.0}, r"begun with clip 0\.5, but now it is 1\.0: that is another run\. Give the same data and"),
+    ],
+)
+def test_what_is_another_run_is_told(tmp_path, now, words):
+    then = {"data_sha256": "0" * 64, "version": "0.2.0, edition 7", "clip": 0.5}
+    journal = Journal(tmp_path / "run.unfinished")
+    journal.open(then, resume=False)
+    journal.save("seed-0", ({}, {}))
+    assert journal.open(then, resume=True)
+    with pytest.raises(ValueError, match=words):
+        journal.open(then | now, resume=True)
 
 
 def test_resume_needs_a_folder_and_says_when_there_is_nothing(table, tiny, tmp_path):

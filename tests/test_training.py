@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 
 import esmtune
 from esmtune import events
+from esmtune.esm2 import Tokens
+from esmtune.masking import Masking, masked
 from esmtune.tasks import task
 from esmtune.tuning import tuning
-from tests.conftest import TEN, in_new_process
+from tests.conftest import TEN, in_new_process, tiny_encoder
 
 LENGTHS = [(sequence, len(sequence) / 100) for sequence in TEN]
 EVERYTHING = {"valid_fraction": 0.0, "test_fraction": 0.0, "folds": 1, "head": "mlp"}
@@ -494,6 +496,32 @@ def test_the_baseline_guesses_the_residues_that_the_predictor_guesses(tiny):
     ]
     one, other = (run.metrics["baselines"]["valid"]["majority"]["perplexity"] for run in found)
     assert one != other
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_language_model_is_held_against_itself_before(tmp_path, tuning):
+    encoder = tiny_encoder(lm_head=True)
+    esmtune.save_huggingface(encoder, tmp_path / "encoder")
+    options = {"task": "mlm", "tuning": tuning, "max_steps": 30, "valid_fraction": 0.3, "test_fraction": 0.3}
+    run = esmtune.train(TEN_UNLABELED, encoder=str(tmp_path / "encoder"), out=tmp_path / "run", **options)
+    splits = pl.read_csv(tmp_path / "run" / "split.csv")["split"].to_list()
+
+    def perplexity(places):
+        losses = []
+        for place in places:
+            tokens, must = masked(Tokens.of([TEN[place]], torch.tensor([place])), Masking())
+            truth = Tokens.of([TEN[place]]).ids[1:-1][must]
+            with torch.inference_mode():
+                losses += (-encoder.logits(tokens)[must].log_softmax(1)[range(len(truth)), truth]).tolist()
+        return pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
+
+    before = run.metrics["baselines"]["test"]["before adaptation"]["perplexity"]
+    assert before == perplexity([place for place, split in enumerate(splits) if split == "test"])
+    assert before != pytest.approx(run.metrics["test"]["perplexity"], rel=1e-3)
+    again = esmtune.evaluate(tmp_path / "run", list(TEN))["baselines"]["before adaptation"]["perplexity"]
+    assert again == perplexity(range(len(TEN)))
+    further = esmtune.train(TEN_UNLABELED, init=str(tmp_path / "run"), **options)
+    assert further.metrics["baselines"]["test"]["before adaptation"] == pytest.approx(run.metrics["test"], rel=1e-5)
 
 
 def test_options_without_effect_are_refused(tiny):
