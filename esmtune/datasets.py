@@ -131,9 +131,12 @@ def _plain(name: str) -> str:
 
 
 def _absent(role: str, table: Table) -> str:
+    usual = {name for names in USUAL_NAMES.values() for name in names}
+    others = [name for name in table.frame.columns if _plain(name) not in usual]
+    which = others[0] if len(others) == 1 else "COLUMN"
     raise ValueError(
         f"{table.source} has no column with a usual name for the {role} ({', '.join(USUAL_NAMES[role])}). "
-        f"Say which it is: --{role} COLUMN. It has: {', '.join(table.frame.columns)}."
+        f"Say which it is: --{role} {which}. It has: {', '.join(table.frame.columns)}."
     )
 
 
