@@ -19,8 +19,8 @@ from esmtune.ways import WAYS, runs
 # 1.9, but scores that are rounded put single residues of an embedding off by twice as much (docs/LOG.md). With AMX
 # plain products were measured on another machine, not in benchmarks/: forward and backward on two cores, length 317
 # 6.2 ms against 13.4 (heads of 16) and 8.2 against 16.2 (heads of 64), length 1,000 123 against 79; lines through
-# these in logarithms cross at 640. In float32 nothing was faster: benchmarks/results/attention-float32.json. Heads of
-# 16, 32 and 64 channels are alike in all that. Up to 100 tokens plain products are faster than tiles, but keep more.
+# these in logarithms cross at 640. In float32 nothing was faster: benchmarks/results/attention-float32.json. Up to
+# 100 tokens plain products take .61 to 1.07 of the time of tiles, but keep more for the gradient (docs/LOG.md).
 FASTER = {
     ("amx", torch.bfloat16, "backward"): ("products", 512),
     ("avx512_bf16", torch.bfloat16, "backward"): ("tiled", 2048),

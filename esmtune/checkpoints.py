@@ -132,9 +132,18 @@ class Stored(Mapping[str, Tensor]):
                 raise ValueError(f"{path} holds {twice!r}, which another file holds too.")
             self._file_of |= names
 
-    def __getitem__(self, name: str) -> Tensor:
+    def made(self, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """What is made of a weight while it is mapped; if that is the weight itself, a copy of it."""
         with _opened(self._file_of[name]) as file:
-            return file.get_tensor(name).clone()
+            mapped = file.get_tensor(name)
+            made = make(mapped)
+            return made.clone() if made.data_ptr() == mapped.data_ptr() else made
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.made(name, lambda weight: weight)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file_of  # else it would be read
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)

@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from esmtune.distributions import distribution
 from esmtune.kinds import Task, Total, task, weighed
 from esmtune.labels import natural
-from esmtune.losses import check_errors, check_loss, class_loss, wanted_shares
+from esmtune.losses import check_errors, check_loss, class_loss, ranking, wanted_shares
+from esmtune.losses import loss as losses
 from esmtune.metrics import Scores, classification_scores
 from esmtune.records import Label
 from esmtune.resamples import Counts, Resampled, classification_resampled
@@ -244,7 +246,7 @@ def counted(labels: Sequence[Label]) -> Counter[str]:
 
 def check_options(loss: str, gamma: float, label_smoothing: float) -> None:
     """Refuse options of a loss of classes that make no sense."""
-    check_loss(loss, class_loss)
+    check_loss(loss, class_loss, others={"numbers": [losses, ranking, distribution]})
     if not 0 <= gamma < math.inf:
         raise ValueError(f"gamma is {gamma}, expected 0 or more.")
     if not 0 <= label_smoothing < 1:

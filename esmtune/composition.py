@@ -34,6 +34,7 @@ class Origin:
     source: Source
     moved: frozenset[str]
     start: Predictor | None
+    models_language: bool = False  # whether it has a language model that was trained
 
 
 def find_origin(config: TrainConfig, data: Dataset, watch: Watcher) -> Origin:
@@ -48,6 +49,7 @@ def find_origin(config: TrainConfig, data: Dataset, watch: Watcher) -> Origin:
     start = Predictor.load(config.init) if config.init else None
     if start is None:
         encoder, source, moved = find_encoder(config.encoder or DEFAULT_ENCODER, lm_head=data.kind == "mlm")
+        models_language = encoder.lm_head is not None and not source.is_random
         if data.kind == "mlm" and encoder.lm_head is None:
             watch(Notice(f"{source.name} has no LM head: it learns a new one."))
             encoder.lm_head = LMHead(encoder.config.embed_dim)
@@ -56,12 +58,13 @@ def find_origin(config: TrainConfig, data: Dataset, watch: Watcher) -> Origin:
         if start.is_adapted:
             start = start.merged()
         encoder, source, moved = start.encoder, start.spec.encoder, start.moved
+        models_language = start.masks is not None
     if source.is_random:
         weights = "has RANDOM weights: it has seen no protein" if start is None else "began with RANDOM weights"
         watch(Notice(f"The encoder {source.name} {weights}."))
     if source.left_out:
         watch(Notice(f"Left out of {source.name}, being no part of the encoder: {', '.join(source.left_out)}."))
-    return Origin(encoder=encoder, source=source, moved=moved, start=start)
+    return Origin(encoder=encoder, source=source, moved=moved, start=start, models_language=models_language)
 
 
 def _check_parts(config: TrainConfig, data: Dataset) -> None:
@@ -69,9 +72,14 @@ def _check_parts(config: TrainConfig, data: Dataset) -> None:
     tuned = _tuning_of(config, data)
     if tuned["name"] != "auto":
         tuning.resolve(tuned)
-    usual = usual_head(str(tuned["name"]), data.kind, data.level)
+    usual = _usual_head(tuned, data)
     if not config.init or "name" in (config.head or {}):  # else the head is that of the predictor
         head.resolve(_completed(usual, config.head))
+
+
+def _usual_head(tuned: Mapping[str, Any], data: Dataset) -> Mapping[str, Any]:
+    """The head where no other is asked for."""
+    return {"name": MLM_HEAD} if data.kind == "mlm" else usual_head(str(tuned["name"]), data.kind, data.level)
 
 
 def _tuning_of(config: TrainConfig, data: Dataset) -> Mapping[str, Any]:
@@ -93,7 +101,7 @@ def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, wa
     """
     start = origin.start
     tuning_spec = config.tuning or {}
-    usual = {"name": MLM_HEAD} if data.kind == "mlm" else usual_head(str(tuning_spec["name"]), data.kind, data.level)
+    usual = _usual_head(tuning_spec, data)
     head_spec = _completed(usual if start is None else start.spec.head, config.head)
     if start is not None:
         head_names = [n for n in start.state_dict() if n.startswith("head.") and "standardize" not in n]

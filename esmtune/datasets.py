@@ -78,9 +78,11 @@ def find_columns(
     Raises:
         ValueError: for a column that does not exist or cannot be told, with the columns that exist.
     """
-    asked = _find_targets(target, table) if labeled else None
+    named = [sequence, id, split, mask, weight]  # which are nothing else
+    asked = _find_targets(target, table, named) if labeled else None
     found = Columns(
-        sequence=_find("sequence", sequence, table) or _absent("sequence", table),
+        sequence=_find("sequence", sequence, table)
+        or _absent("sequence", table, [*named, *(n for n, _ in asked or ())]),
         target=None if asked is None else tuple(name for name, _ in asked) or None,
         kinds=tuple(kind for _, kind in asked or ()),
         id=_find("id", id, table),
@@ -94,10 +96,12 @@ def find_columns(
     return replace(found, validation=flags[0]) if flags and found.split else found
 
 
-def _find_targets(asked: Sequence[str] | None, table: Table) -> list[tuple[str, str | None]]:
-    """Each column of labels, and the kind that was asked for it by COLUMN:KIND."""
+def _find_targets(
+    asked: Sequence[str] | None, table: Table, others: Sequence[str | None]
+) -> list[tuple[str, str | None]]:
+    """Each column of labels, and the kind that was asked for it by COLUMN:KIND; `others` are columns that hold none."""
     if asked is None:
-        return [(_find("target", None, table) or _absent("target", table), None)]
+        return [(_find("target", None, table) or _absent("target", table, others), None)]
     found: list[tuple[str, str | None]] = []
     for text in asked:
         name, colon, kind = text.rpartition(":")
@@ -130,10 +134,10 @@ def _plain(name: str) -> str:
     return name.strip().lower()
 
 
-def _absent(role: str, table: Table) -> str:
+def _absent(role: str, table: Table, others: Sequence[str | None]) -> str:
     usual = {name for names in USUAL_NAMES.values() for name in names}
-    others = [name for name in table.frame.columns if _plain(name) not in usual]
-    which = others[0] if len(others) == 1 else "COLUMN"
+    free = [name for name in table.frame.columns if name not in others and _plain(name) not in usual]
+    which = free[0] if len(free) == 1 else "COLUMN"
     raise ValueError(
         f"{table.source} has no column with a usual name for the {role} ({', '.join(USUAL_NAMES[role])}). "
         f"Say which it is: --{role} {which}. It has: {', '.join(table.frame.columns)}."

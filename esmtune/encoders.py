@@ -9,8 +9,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ def load_encoder(name: str | os.PathLike[str], *, held: Computed = "float32") ->
     """Load an encoder by a Hugging Face name, a folder, a `.pt` file, or make a random one by `random:NAME`.
 
     Returns the encoder, in evaluation mode, and where it came from. With `held` "bfloat16" the matrices of its layers
-    are rounded as they are read, which takes half of the memory: for an encoder that computes under autocast in
-    bfloat16, where the numbers are the same, and neither learns nor is saved.
+    are rounded, those in safetensors as they are read, which takes half of the memory: for an encoder that computes
+    under autocast in bfloat16, where the numbers are the same, and neither learns nor is saved.
 
     >>> encoder, source = load_encoder("random:esm2_t6_8M_UR50D")
     >>> encoder.config.num_layers, source.is_random
@@ -114,7 +115,7 @@ def encoder_digest(encoder: ESM2) -> str:
 
 
 def hold(encoder: ESM2, precision: Computed) -> ESM2:
-    """The same, the matrices of its layers held in a precision; what else there is stays as it is.
+    """The same, the matrices of its layers rounded to bfloat16 if that is the precision; all else stays as it is.
 
     >>> encoder, _ = load_encoder("random:esm2_t6_8M_UR50D")
     >>> hold(encoder, "bfloat16").layers[0].query.weight.dtype
@@ -126,7 +127,7 @@ def hold(encoder: ESM2, precision: Computed) -> ESM2:
 
 
 def _held(name: str, weight: Tensor, precision: Computed) -> Tensor:
-    """A weight as products in a precision take it: all others, and biases, are added to what is in float32."""
+    """A weight as products in a precision take it, if it is one of the matrices of which layers consist."""
     is_rounded = precision == "bfloat16" and name.startswith("layers.") and weight.ndim == 2
     return weight.to(torch.bfloat16) if is_rounded else weight
 
@@ -174,7 +175,7 @@ def _from_folder(folder: Path, name: str, held: Computed) -> tuple[ESM2, Source]
     return _assemble(theirs, name, _license_of(name, config), held, num_heads=num_heads)
 
 
-def _read_file(path: Path) -> Mapping[str, Tensor]:
+def _read_file(path: Path) -> Stored | dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return Stored([path])
     try:
@@ -196,7 +197,7 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
 
 
 def _assemble(
-    theirs: Mapping[str, Tensor], name: str, license: str | None, held: Computed, num_heads: int | None = None
+    theirs: Stored | dict[str, Tensor], name: str, license: str | None, held: Computed, num_heads: int | None = None
 ) -> tuple[ESM2, Source]:
     form = next((f for f in (checkpoint_format[n]() for n in checkpoint_format) if f.fits(theirs)), None)
     if form is None:
@@ -210,7 +211,7 @@ def _assemble(
 
 
 def _filled(
-    theirs: Mapping[str, Tensor], names: Mapping[str, str], num_heads: int | None, held: Computed
+    theirs: Stored | dict[str, Tensor], names: Mapping[str, str], num_heads: int | None, held: Computed
 ) -> tuple[ESM2, str]:
     """An encoder of weights that are read one by one, and their digest in float32; `names` says what ours are called.
 
@@ -219,22 +220,28 @@ def _filled(
     shape = _shape_of(theirs, names, num_heads)
     with torch.device("meta"):  # to draw random weights would take longer than to load
         encoder = ESM2(shape, lm_head=any(name.startswith("lm_head.") for name in names))
-    take = theirs.pop if isinstance(theirs, MutableMapping) else theirs.__getitem__  # each is held once
     total, weights, expected = hashlib.sha256(), {}, encoder.state_dict()
-    for name in sorted(expected.keys() | names.keys()):
-        weight = take(names[name]) if name in names else None
-        if weight is None and name == "frequency":
-            weight = rotary_frequencies(shape.embed_dim // shape.num_heads)
-        if weight is None or name not in expected or weight.shape != expected[name].shape:
-            got = tuple(weight.shape) if weight is not None else "nothing"
+
+    def made(name: str, weight: Tensor) -> Tensor:
+        if name not in expected or weight.shape != expected[name].shape:
             wanted = tuple(expected[name].shape) if name in expected else "nothing"
-            raise ValueError(f"weight {name!r} should be {wanted} for {shape}, got {got}.")
+            raise ValueError(f"weight {name!r} should be {wanted} for {shape}, got {tuple(weight.shape)}.")
         if not torch.stack(weight.aminmax()).isfinite().all():  # NaN is its own extreme; nothing is copied
             raise ValueError(f"weight {name!r} holds NaN or infinity: the file is damaged.")
         weight = weight.to(torch.float32).contiguous()
         if not name.startswith("lm_head."):
             digest_next(total, name, weight)
-        weights[name] = _held(name, weight, held)
+        return _held(name, weight, held)
+
+    for name in sorted(expected.keys() | names.keys()):
+        if name not in names and name != "frequency":
+            raise ValueError(f"weight {name!r} should be {tuple(expected[name].shape)} for {shape}, got nothing.")
+        if name not in names:
+            weights[name] = made(name, rotary_frequencies(shape.embed_dim // shape.num_heads))
+        elif isinstance(theirs, Stored):
+            weights[name] = theirs.made(names[name], partial(made, name))
+        else:
+            weights[name] = made(name, theirs.pop(names[name]))  # each is held once
     encoder.load_state_dict(weights, assign=True)
     return encoder, total.hexdigest()
 

@@ -139,7 +139,7 @@ def load_predictor(
     ensemble.references = checked_references(folder, digests)
     first = members[0]
     for member in members[1:]:
-        is_same = first.held == member.held and not (first.moved or member.moved)
+        is_same = first.dtypes == member.dtypes and not (first.moved or member.moved)
         if is_same and not (first.is_adapted or member.is_adapted):
             member.encoder = first.encoder
     return ensemble

@@ -76,9 +76,7 @@ def train(
     for text in (*curated.dataset.notices, *said(findings), *idle(config, curated)):
         hear(Notice(text))
 
-    if config.learning_curve and not curated.dataset.of("test"):
-        raise ValueError("learning_curve reads the test rows, but there are none. Set some aside: --test-fraction 0.1.")
-
+    check_curve(config, curated)
     from esmtune.curves import curve_members
     from esmtune.journal import Journal
     from esmtune.members import train_members
@@ -116,6 +114,12 @@ def train(
         if logs:
             shutil.rmtree(logs, ignore_errors=True)
     return run
+
+
+def check_curve(config: TrainConfig, curated: Curated) -> None:
+    """Refuse a learning curve of which nothing could be measured."""
+    if config.learning_curve and not curated.dataset.of("test"):
+        raise ValueError("learning_curve reads the test rows, but there are none. Set some aside: --test-fraction 0.1.")
 
 
 def _identity(config: TrainConfig, curated: Curated) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +113,27 @@ def checked_references(folder: Path, digests: Mapping[str, str]) -> References |
     return load_references(folder)
 
 
-def saved_weights(folder: Path, sha256: str) -> tuple[frozenset[str], Mapping[str, Tensor]]:
+def saved_weights(folder: Path, sha256: str) -> tuple[frozenset[str], Stored]:
     """The weights of a folder, read as they are asked for, and which of them are the encoder's."""
     check_digest(folder / WEIGHTS, sha256)
     weights = Stored([folder / WEIGHTS])
     return frozenset(n.removeprefix("encoder.") for n in weights if n.startswith("encoder.")), weights
+
+
+def fitting(weights: Stored, wanted: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The weights of a folder in the types that are wanted, read one by one.
+
+    Raises:
+        ValueError: if one is missing, not wanted, or of another shape.
+    """
+
+    def made(name: str, weight: Tensor | None = None) -> Tensor:
+        if weight is None or name not in wanted or weight.shape != wanted[name].shape:
+            raise ValueError(f"{folder / WEIGHTS}: weight {name!r} is missing, unknown or of the wrong shape.")
+        return weight.to(wanted[name].dtype)
+
+    names = sorted(wanted.keys() | weights.keys())
+    return {name: weights.made(name, partial(made, name)) if name in weights else made(name) for name in names}
 
 
 def check_digest(file: Path, sha256: str) -> None:

@@ -25,7 +25,7 @@ IDENTITY = "identity.json"  # what must be the same for a run to go on
 # What is said of parts of it that are no options, with what they were and what they are now.
 CHANGED = {
     "data_sha256": "begun with other data (SHA-256 {!s:.12}..., now {!s:.12}...)",
-    "version": "begun by esmtune {}, and this is {}, whose trainings go otherwise",
+    "version": "begun by esmtune {}, and this is {}, which may train otherwise",
 }
 
 Entry = tuple[dict[str, Tensor], dict[str, Any]]

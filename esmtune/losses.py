@@ -20,7 +20,7 @@ the option of that name.
 that it compares.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +36,8 @@ ranking: Registry[Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = Registry
 GROUP = 2048  # points that are compared each with each: more are compared in groups of at most so many
 
 
-def check_loss(name: str, *doors: Registry) -> None:
-    """Refuse a loss that is behind none of these doors.
+def check_loss(name: str, *doors: Registry, others: Mapping[str, Sequence[Registry]]) -> None:
+    """Refuse a loss that is behind none of these doors; of which labels those behind other doors are is told.
 
     Raises:
         ValueError: naming those that there are.
@@ -45,8 +45,8 @@ def check_loss(name: str, *doors: Registry) -> None:
     known = sorted(set().union(*doors))
     if name in known:
         return
-    for door, labels in ((class_loss, "classes"), (loss, "numbers"), (ranking, "numbers")):
-        if name in door:
+    for labels, behind in others.items():
+        if any(name in door for door in behind):
             raise ValueError(f"the loss {name!r} is of {labels}, which these labels are not. Take {', '.join(known)}.")
     raise ValueError(missing("loss", name, known))
 

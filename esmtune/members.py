@@ -16,6 +16,7 @@ from esmtune.applicability import References
 from esmtune.assignments import fit_task
 from esmtune.composition import Origin, compose, decided, find_origin
 from esmtune.config import TrainConfig
+from esmtune.devices import choose_device
 from esmtune.encoders import encoder_digest
 from esmtune.ensembles import Ensemble
 from esmtune.events import Notice, Watcher, silent
@@ -53,6 +54,11 @@ class Trained:
     is_main: bool  # whether this process is the one that writes files
     origin: Origin  # the encoder as it was before
     kept: Kept  # what it made of sequences, if it was frozen and this process did it
+
+    @property
+    def first(self) -> Predictor:
+        """The predictor, or the first of several."""
+        return self.predictor.members[0] if isinstance(self.predictor, Ensemble) else self.predictor
 
     @cached_property
     def calibrates(self) -> list[bool]:
@@ -122,6 +128,8 @@ def train_members(
         outputs = _out_of_fold(members, speakers, answers, outputs)
         distances = _distances_out_of_fold(speakers, fitted)
     chosen = [predictors[number] for number in kept]
+    for predictor in chosen if is_main else ():  # wherever training left the encoder, which they may share
+        predictor.to(torch.device(choose_device(config.accelerator)))
     return Trained(
         config=config,
         predictor=chosen[0].eval() if len(chosen) == 1 else Ensemble(chosen),

@@ -17,7 +17,7 @@ from esmtune.curves import curve_members
 from esmtune.devices import choose_device
 from esmtune.esm2 import OFFICIAL, RANDOM, ESM2Config
 from esmtune.events import Watcher, silent
-from esmtune.fitting import configured
+from esmtune.fitting import check_curve, configured
 from esmtune.footprint import footprint_of_passing
 from esmtune.membership import Member, members_of
 from esmtune.predictor import Predictor
@@ -85,6 +85,7 @@ def plan(
     if out is not None:
         check_out(Path(out), overwrite=overwrite, kind="scores")
     curated = curate_training(data, config)
+    check_curve(config, curated)
     dataset = curated.dataset
     on_gpu = choose_device(config.accelerator) == "cuda"  # which holds nothing of this process yet
     held = 0 if on_gpu else psutil.Process().memory_info().rss

@@ -30,11 +30,11 @@ from esmtune.folders import (
     ADAPTER,
     GOLDEN,
     GOLDEN_TOLERANCE,
-    WEIGHTS,
     calibrations,
     check_digest,
     check_needs,
     checked_references,
+    fitting,
     parsed,
     predictor_folder,
     read_predictor_json,
@@ -180,7 +180,7 @@ class Predictor(nn.Module, Predicting):
         return is_adapted(self.encoder)
 
     @property
-    def held(self) -> frozenset[torch.dtype]:
+    def dtypes(self) -> frozenset[torch.dtype]:
         """What the encoder's weights are held in."""
         return frozenset(weight.dtype for weight in self.encoder.parameters())
 
@@ -253,12 +253,7 @@ class Predictor(nn.Module, Predicting):
         except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
             raise ValueError(f"{folder / 'predictor.json'} is damaged ({type(error).__name__}: {error}).") from None
         wanted = {n: w for n, w in predictor.state_dict().items() if n in weights or not n.startswith("encoder.")}
-        loaded = {}
-        for name in wanted.keys() | weights.keys():
-            weight = weights.get(name)
-            if weight is None or name not in wanted or weight.shape != wanted[name].shape:
-                raise ValueError(f"{folder / WEIGHTS}: weight {name!r} is missing, unknown or of the wrong shape.")
-            loaded[name] = weight.to(wanted[name].dtype)
+        loaded = fitting(weights, wanted, folder)
         predictor.load_state_dict(loaded, strict=False, assign=True)  # to copy them would take twice the memory
         if "adapter_sha256" in digests:
             check_digest(folder / ADAPTER / ADAPTER_WEIGHTS, digests["adapter_sha256"])
@@ -382,8 +377,8 @@ def find_encoder(
 ) -> tuple[ESM2, Source, frozenset[str]]:
     """An encoder, by any name of `load_encoder` or that of a run or predictor of ours; without LM head unless wanted.
 
-    Also returns its source, and the names of the weights that are not the source's own. What moved is in float32
-    however its encoder is to be `held`, so that it can be told what it is.
+    Also returns its source, and the names of the weights that are not the source's own. What comes by a run is in
+    float32 however it is to be `held`, for its digest is to be told.
     """
     folder = predictor_folder(name)
     if folder is not None:
@@ -409,7 +404,7 @@ def _encoder_for(spec: Spec, moved: frozenset[str], asked: str | None, folder: P
     with torch.device("meta"):  # only the names are wanted: drawing weights to throw away takes longer than loading
         empty = ESM2(spec.shape)
     if moved >= frozenset(empty.state_dict()):
-        return hold(unfilled(empty), held)
+        return unfilled(hold(empty, held))
     name = asked or spec.encoder.name
     if predictor_folder(name) == folder:
         raise ValueError(f"{folder} names itself as its encoder. Say where the encoder is: --encoder PATH.")

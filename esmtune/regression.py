@@ -12,7 +12,7 @@ from torch import Tensor
 
 from esmtune.distributions import Distribution, distribution
 from esmtune.kinds import Task, Total, task, weighed
-from esmtune.losses import check_errors, check_loss, ranking, spacing
+from esmtune.losses import check_errors, check_loss, class_loss, ranking, spacing
 from esmtune.losses import loss as losses
 from esmtune.metrics import Scores, regression_scores
 from esmtune.normal_scores import curve, labels_at, scores_of
@@ -68,7 +68,7 @@ class Regression(Task):
             ValueError: for a loss or scale that does not exist, or that do not go together, a weight that cannot be, no
                 label, or labels that have no finite spread.
         """
-        check_loss(loss, losses, ranking, distribution)
+        check_loss(loss, losses, ranking, distribution, others={"classes": [class_loss]})
         if not 0 <= ranking_weight < math.inf:
             raise ValueError(f"ranking_weight is {ranking_weight}, expected 0 or more.")
         if ranking_weight and loss in ranking:

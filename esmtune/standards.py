@@ -29,7 +29,6 @@ from esmtune.config import TOKENS_PER_BATCH, Part, TrainConfig
 from esmtune.devices import choose_device
 from esmtune.embedding import kind_of
 from esmtune.ensembles import Ensemble
-from esmtune.esm2 import ESM2
 from esmtune.events import Notice, Watcher
 from esmtune.heads import LanguageModel
 from esmtune.hub import read_json
@@ -50,8 +49,7 @@ def beside_baselines(trained: Trained, ignorant: Task, dataset: Dataset, watch: 
     means = _means(trained, dataset, watch) if trained.is_main and dataset.kind != "mlm" else Means()
     train = [record for record in records if record.split == "train"]
     held_out = [r for r in records if r.split in (("test",) if trained.by_fold else ("valid", "test"))]
-    before = _language_before(trained) if trained.is_main and dataset.kind == "mlm" else None
-    said = _said(before, records, trained.config.tokens_per_batch)
+    before = _before(trained, records, watch) if trained.is_main and dataset.kind == "mlm" else {}
     found = baselines_of(ignorant, train, held_out, level, means, watch)
     sides, labels = [], shown_labels(trained.task, dataset)
     for split in ("valid", "test"):
@@ -65,7 +63,7 @@ def beside_baselines(trained: Trained, ignorant: Task, dataset: Dataset, watch: 
             chosen = torch.tensor([r.split == split for r in held_out for _ in r.labels])
             outputs = {name: own[chosen] for name, own in found.items()}
         points = torch.tensor([r.split == asked for r in records for _ in r.labels])
-        outputs |= {name: own[points] for name, own in said.items()}
+        outputs |= {name: own[points] for name, own in before.items()}
         sides.append(
             Side(
                 split=split, records=[records[i] for i in rows], task=trained.task, outputs=trained.outputs[points],
@@ -77,29 +75,22 @@ def beside_baselines(trained: Trained, ignorant: Task, dataset: Dataset, watch: 
     return comparison(sides, judging_metric(trained))
 
 
-def _language_before(trained: Trained) -> Predictor | None:
-    """The language model that a run began with, as it was; None if it began with a predictor of something else."""
-    first = trained.predictor.members[0] if isinstance(trained.predictor, Ensemble) else trained.predictor
-    if trained.origin.start is None:
-        return _language_model(first, trained.origin.encoder)
-    return trained.origin.start if trained.origin.start.masks else None
+def _before(trained: Trained, records: Sequence[Record], watch: Watcher) -> dict[str, Tensor]:
+    """What the language model that a run began with said of all records, with the same residues hidden.
 
-
-def _language_model(adapted: Predictor, encoder: ESM2) -> Predictor | None:
-    """What a predictor that models language was before, of an encoder with its LM head; None with a head of its own."""
-    if not isinstance(adapted.head, LanguageModel):
-        return None
-    before = Predictor(adapted.spec, sharing(encoder), frozenset()).to(adapted.device).eval()
-    before.precision, before.masks = adapted.precision, adapted.masks
-    return before
-
-
-def _said(before: Predictor | None, records: Sequence[Record], tokens: int | None) -> dict[str, Tensor]:
-    """What the language model said of all records, of which it is hidden what it is of the predictor."""
-    if before is None:
+    Nothing, if a run began with none, or with one that was never trained.
+    """
+    origin, config, first = trained.origin, trained.config, trained.first
+    heads = [first.head] if origin.start is None else [first.head, origin.start.head]
+    if not origin.models_language or not all(isinstance(head, LanguageModel) for head in heads):
         return {}
+    with torch.random.fork_rng(devices=[]):
+        before = origin.start or Predictor(first.spec, sharing(origin.encoder), frozenset())
+    before.precision, before.masks = config.precision, first.masks
     sequences = [record.sequence for record in records]  # the place of each decides what is hidden of it
-    answers = before.answers(sequences, hide=True, tokens_per_batch=tokens or TOKENS_PER_BATCH)
+    answers = before.to(first.device).answers(
+        sequences, hide=True, tokens_per_batch=config.tokens_per_batch or TOKENS_PER_BATCH, watch=watch
+    )
     return {BEFORE: answers[0].double()}
 
 
@@ -144,7 +135,7 @@ def _kept(trained: Trained, dataset: Dataset) -> tuple[tuple[int, ...], Lookup]:
 
     Of a frozen encoder whose residues the head sees they are the head's layers.
     """
-    first = trained.predictor.members[0] if isinstance(trained.predictor, Ensemble) else trained.predictor
+    first = trained.first
     pool, own = "residue" if dataset.level == "residue" else "mean", first.head.pool_name
     usual, seen = usual_layers(trained.origin.encoder, dataset.level), first.spec.layers
     if first.spec.tuning["name"] != "frozen" or (own != "residue" and (own != pool or seen != usual)):
@@ -177,22 +168,9 @@ def judged(
         expect = None if predictor.spec.encoder.is_random else expecter(name, predictor.device.type, watch)
         means = Means(seed=config.seed, embed=_embed_if_kept(predictor, config, train, level, watch), expect=expect)
     baselines = baselines_of(ignorant, train, dataset.records, level, means, watch)
-    if dataset.kind == "mlm":
-        first = predictor.members[0] if isinstance(predictor, Ensemble) else predictor
-        baselines |= _said(_found_before(first, watch), dataset.records, None)
     side = Side(split="", records=dataset.records, labels=labels, task=task, outputs=outputs, ignorant=ignorant,
                 baselines=baselines)  # fmt: skip
     return {name: entry[""] for name, entry in comparison([side], task.metric).items()}
-
-
-def _found_before(adapted: Predictor, watch: Watcher) -> Predictor | None:
-    """The language model of the encoder that a predictor was adapted from, if it can be had."""
-    try:
-        encoder, _, _ = find_encoder(adapted.spec.encoder.name, lm_head=True)
-    except ValueError as error:
-        watch(Notice(f"No perplexity before adaptation: {error}"))
-        return None
-    return _language_model(adapted, encoder) if encoder.lm_head is not None else None
 
 
 def _embed_if_kept(

@@ -66,7 +66,8 @@ def stages_of(
     if predictor.task.compares and (is_cut or config.devices * config.num_nodes > 1):  # whose outputs are needed first
         yield _stage("comparing", forward, learned / residues)
     yield _stage("validating", forward, held / residues)
-    yield _stage("predicting", forward, len(members) * sum(map(len, everything)) / residues)
+    labeled = sum(len(record.sequence) for member in members for record in member.data.of(None))
+    yield _stage("predicting", forward, labeled / residues)
 
 
 def _stage(name: str, times: tuple[float, float], count: int | float) -> Stage:

@@ -125,7 +125,7 @@ def test_a_damaged_configuration_file_is_named(shell, tmp_path):
         (["--head", "mlp", "--head.dropout", "1"], "dropout is a share from 0 to below 1, got 1.0"),
         (
             ["--tuning.layers", "3"],
-            "tuning 'frozen' has no option 'layers'. It has: none. Those with 'layers': last.",
+            "tuning 'frozen' has no option 'layers'. It has: none. Those with 'layers': last",
         ),
         (["--tuning", "last", "--tuning.layers", "9"], "the encoder has 2: write 1 to that"),
         (["--tuning", "lorax"], "there is no tuning 'lorax'. Did you mean 'lora'?"),
@@ -155,12 +155,23 @@ def test_a_wrong_part_or_option_is_named_and_nothing_is_written(table, tiny, tmp
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("wrong", [["--head", "mpl"], ["--tuning.rank", "4"], ["--task.loss", "focal"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--head", "mpl"],
+        ["--tuning.rank", "4"],
+        ["--task.loss", "focal"],
+        ["--task", "multiclass", "--task.loss", "gaussian"],
+        ["--task", "mlm", "--head.hidden", "64"],
+    ],
+)
 def test_a_wrong_part_is_told_before_an_encoder_is_read(table, shell, monkeypatch, wrong):
     monkeypatch.setattr("esmtune.composition.find_encoder", lambda *names, **options: pytest.fail("it was read"))
-    answer = shell("train", table, "--target", "tm", "--encoder", "esm2_t48_15B_UR50D", *wrong)
+    target = () if "mlm" in wrong else ("--target", "tm")
+    answer = shell("train", table, *target, "--encoder", "esm2_t48_15B_UR50D", *wrong)
     assert answer.code == 2
-    assert "esmtune: " in answer.err
+    assert wrong[-2].split(".")[-1] in answer.err or wrong[-1] in answer.err
+    assert "import its module" not in answer.err or "mpl" in wrong
 
 
 def test_a_run_has_all_its_files(run, table, tiny):

@@ -76,7 +76,7 @@ def test_what_cannot_be_told():
         columns_of("sequence", "set", "split", "label")
     with pytest.raises(ValueError, match=r"usual name for the target .*--target Tm\. It has: sequence, Tm\."):
         columns_of("sequence", "Tm")
-    with pytest.raises(ValueError, match=r"usual name for the sequence .*--sequence protein\. It has: protein\."):
+    with pytest.raises(ValueError, match=r"usual name for the sequence .*--sequence COLUMN\. It has: protein\."):
         columns_of("protein", target=("protein",))
 
 
@@ -452,9 +452,14 @@ def test_evaluation_without_what_it_needs():
 
 @pytest.mark.parametrize(
     ("columns", "advice"),
-    [(["sequence", "tm"], "--target tm. It has"), (["sequence", "id", "tm", "kd"], "--target COLUMN. It has")],
+    [
+        (["sequence", "tm"], "--target tm. It has"),
+        (["protein", "tm"], "--target tm. It has"),
+        (["protein", "id"], "--target COLUMN. It has"),
+        (["sequence", "id", "tm", "kd"], "--target COLUMN. It has"),
+    ],
 )
 def test_a_target_that_cannot_be_found_is_asked_for_by_the_only_name_it_can_have(columns, advice):
     frame = pl.DataFrame({name: ["MK"] for name in columns})
     with pytest.raises(ValueError, match=f"Say which it is: {advice}"):
-        find_columns(read(frame))
+        find_columns(read(frame), sequence=columns[0])

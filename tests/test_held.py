@@ -73,6 +73,8 @@ def test_embeddings_in_float32_are_of_an_encoder_in_float32(names, passed):
 def test_predictions_are_those_of_float32_computed_in_bfloat16_bit_for_bit(names, passed, name, kind):
     path = names[name.replace("run", kind)]
     frame = esmtune.predict(path, list(TEN), precision="bfloat16")
+    # An ensemble on a frozen encoder shares it, held or not.
+    assert len(passed) == (1 if kind == "run" or "frozen" in name else 2)
     assert all(what == (set() if "lora" in name else MATRICES) for what in passed)  # PEFT's adapters take float32
     loaded = esmtune.load(path, verify=True)
     loaded.precision = "bfloat16"
@@ -91,7 +93,8 @@ def test_what_is_verified_or_was_loaded_before_stays_in_float32(names, passed):
     assert not any(passed)
 
 
-def test_a_large_encoder_takes_half_of_its_memory(tmp_path):
+@pytest.mark.parametrize("name", ["encoder", "predictor"])
+def test_a_large_encoder_takes_half_of_its_memory(tmp_path, name):
     """An encoder of 253 MiB, whose largest weight has 14 MiB; what else a process takes is measured before."""
     script = """
 import sys, torch
@@ -99,18 +102,26 @@ import esmtune
 from esmtune.encoders import load_encoder, save_huggingface
 from esmtune.esm2 import ESM2, ESM2Config
 from esmtune.memory import peak_memory
+from esmtune.predicting import Use
+from esmtune.predictor import Predictor
 folder = sys.argv[1]
-if len(sys.argv) > 2:
+if sys.argv[2] == "write":
     torch.manual_seed(0)
     save_huggingface(ESM2(ESM2Config(num_layers=6, embed_dim=960, num_heads=20)), folder)
+    rows = [("MKTV", 1.5), ("MKTI", 2.5), ("MKTL", 0.5)]
+    esmtune.train(rows, encoder=folder, tuning="full", max_steps=1, out=folder + "-run", valid_fraction=0,
+                  test_fraction=0, folds=1, references=0, epochs=1)
 else:
     before = peak_memory().process
-    load_encoder(folder, held="bfloat16")
+    if "encoder" == sys.argv[2]:
+        load_encoder(folder, held="bfloat16")
+    else:
+        Predictor.load(folder + "-run", use=Use("cpu", "bfloat16"))
     print((peak_memory().process - before) / 2**20)
 """
     (tmp_path / "load.py").write_text(script)
     folder = tmp_path / "large"
     assert in_new_process(tmp_path / "load.py", folder, "write", PYTHONPATH=".").code == 0
-    answer = in_new_process(tmp_path / "load.py", folder, PYTHONPATH=".")
+    answer = in_new_process(tmp_path / "load.py", folder, name, PYTHONPATH=".")
     assert answer.code == 0, answer.err
     assert 253 / 2 < float(answer.out) < 253 / 2 + 60

@@ -64,6 +64,8 @@ def test_a_learning_curve_is_counted(tiny, monkeypatch):
     plain, curve = (esmtune.plan(rows, **options, learning_curve=asked) for asked in (False, True))
     trained = esmtune.train(rows, **options, learning_curve=True)
     assert (plain.trainings, curve.trainings) == (1, len(trained.metrics["learning_curve"]))
+    with pytest.raises(ValueError, match="learning_curve reads the test rows, but there are none"):
+        esmtune.plan(rows, **options | {"test_fraction": 0.0}, learning_curve=True)
     ratio = curve.stages[0].high / plain.stages[0].high  # all take ten steps of eight sequences
     assert ratio == pytest.approx(curve.trainings, rel=0.1)
 

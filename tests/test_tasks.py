@@ -106,7 +106,7 @@ def test_a_wrong_loss_is_named():
     ):
         Regression.fit([1.0, 2.0], loss="pairwize")
     for fit in (Binary.fit, Multiclass.fit):
-        with pytest.raises(ValueError, match=r"no loss 'squared'.* There are: cross-entropy, focal"):
+        with pytest.raises(ValueError, match=r"loss 'squared' is of numbers, which .* Take cross-entropy, focal"):
             fit(["a", "b"], loss="squared")
 
 
