@@ -88,7 +88,7 @@ def plan(
     check_curve(config, curated)
     dataset = curated.dataset
     on_gpu = choose_device(config.accelerator) == "cuda"  # which holds nothing of this process yet
-    held = 0 if on_gpu else psutil.Process().memory_info().rss
+    taken = 0 if on_gpu else psutil.Process().memory_info().rss
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         origin = find_origin(config, dataset, watch)
@@ -107,9 +107,9 @@ def plan(
         residues=sum(lengths), longest=max(map(len, (r.sequence for r in dataset.of(None)))), trainings=len(members),
         epochs=-(-steps_of(members[0]) // max(1, steps_per_epoch(members[0]))), stages=stages,
         tokens_per_batch=chosen.tokens,
-        checkpoint_activations=chosen.recomputes, peak=chosen.peak + held, room=int(chosen.room) + held,
+        checkpoint_activations=chosen.recomputes, peak=chosen.peak + taken, room=int(chosen.room) + taken,
         fits=chosen.fits, command=_command(data, options),
-        advice=() if chosen.fits else tuple(_advised(data, options, config, members, origin, held)),
+        advice=() if chosen.fits else tuple(_advised(data, options, config, members, origin, taken)),
     )  # fmt: skip
     if out is not None:
         low, high = found.seconds
@@ -133,7 +133,7 @@ def _provided(
 
 
 def _advised(
-    data: Any, options: Mapping[str, Any], config: TrainConfig, members: Sequence[Member], origin: Origin, held: int
+    data: Any, options: Mapping[str, Any], config: TrainConfig, members: Sequence[Member], origin: Origin, taken: int
 ) -> Iterator[Advice]:
     """What fits instead: less of the encoder that moves, or a smaller one."""
     member, count = members[0], len(members)
@@ -145,7 +145,7 @@ def _advised(
         if chosen.fits:
             yield Advice(
                 text=f"--tuning {tuning}",
-                peak=chosen.peak + held,
+                peak=chosen.peak + taken,
                 command=_command(data, {**options, "tuning": tuning}),
             )
     if config.init:
@@ -167,7 +167,7 @@ def _advised(
         if chosen.fits:
             encoder = f"{RANDOM}{short}" if origin.source.is_random else short
             command = _command(data, {**options, "encoder": encoder, **tuned})
-            yield Advice(text=f"--encoder {encoder}", peak=chosen.peak + held, command=command)
+            yield Advice(text=f"--encoder {encoder}", peak=chosen.peak + taken, command=command)
             return
 
 

@@ -176,3 +176,16 @@ def test_a_gpu_trains_to_what_a_processor_does(tiny):
         for accelerator in ("cpu", "cuda")
     ]  # fmt: skip
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tuning", ["frozen", "lora", "full"])
+def test_what_a_gpu_trained_predicts_there_and_is_saved(tiny, tmp_path, tuning):
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA GPU here")
+    rows = [("MKTV", 0.1), ("GGSG", 0.9), ("MKTI", 0.2), ("GGAG", 1.1)] * 3
+    run = esmtune.train(rows, encoder=str(tiny), tuning=tuning, epochs=2, accelerator="cuda", out=tmp_path / "run",
+                        precision="float32", valid_fraction=0, test_fraction=0, folds=1)  # fmt: skip
+    assert {weight.device.type for weight in run.predictor.parameters()} == {"cuda"}
+    here = esmtune.load(tmp_path / "run", verify=True).predict(["MKTV", "GGSG"])
+    assert run.predictor.predict(["MKTV", "GGSG"]) == pytest.approx(here, rel=1e-3)

@@ -226,3 +226,15 @@ def test_a_language_model_chooses_its_tuning_by_its_size(tiny):
     assert why.startswith("Tuning: full, because an encoder of ")
     assert why.endswith(" weights gains most when all of them move.")
     assert " 0 million" not in why
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_all_of_a_predictor_ends_where_it_was_trained(tiny, monkeypatch, seeds):
+    """A stand-in for a GPU, on which training leaves a frozen encoder, while heads come back from it."""
+    moved = []
+    monkeypatch.setattr("esmtune.predictor.Predictor.to", lambda self, device: moved.append((self, device)) or self)
+    rows = [(sequence, len(sequence) / 7) for sequence in TEN]
+    run = esmtune.train(rows, encoder=str(tiny), seeds=seeds, epochs=1, valid_fraction=0, test_fraction=0, folds=1)
+    last = moved[-seeds:]
+    assert [predictor for predictor, _ in last] == list(getattr(run.predictor, "members", [run.predictor]))
+    assert all(device == torch.device("cpu") for _, device in last)
