@@ -194,7 +194,7 @@ class TrainConfig:
     user's cache folder]"""
     precision: Precision = "auto"
     """What the encoder's matrix products are computed in: float32, bfloat16, or auto, which takes bfloat16 where the
-    device has units for it. All else is float32."""
+    device has units that are faster in it. All else is float32."""
     accelerator: Accelerator = "auto"
     """auto takes a CUDA GPU if there is one, and the CPU otherwise."""
     devices: int = 1

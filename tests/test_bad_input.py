@@ -92,9 +92,9 @@ BAD_FILES = {
         "data.csv", table(), ["--target", "lable"],
         ["no column 'lable'", "Did you mean 'label'?", "It has: id, sequence, label"],
     ),
-    "unknown sequence": ("data.csv", table(), ["--sequence", "x"], ["split 'x' is neither a column", "It has: id, sequence, label"]),
-    "unknown id": ("data.csv", table(), ["--id", "x"], ["split 'x' is neither a column", "It has: id, sequence, label"]),
-    "unknown split": ("data.csv", table(), ["--split", "x"], ["split 'x' is neither a column", "It has: id, sequence, label"]),
+    "unknown sequence": ("data.csv", table(), ["--sequence", "x"], ["no column 'x'", "It has: id, sequence, label"]),
+    "unknown id": ("data.csv", table(), ["--id", "x"], ["no column 'x'", "It has: id, sequence, label"]),
+    "unknown split": ("data.csv", table(), ["--split", "x"], ["'x' is neither a column", "columns are id, sequence"]),
     "no target": (
         "data.csv", table(header="id,sequence,Tm"), [], ["usual name for the target", "It has: id, sequence, Tm"],
     ),

@@ -1,18 +1,30 @@
 """What is computed on, and in what: chosen by what the device has, and the same in training, evaluation, prediction."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import esmtune
-from esmtune.devices import choose_device, choose_precision
+from esmtune.devices import choose_device, choose_precision, processor_vendor
 from tests.conftest import TEN
 
 ROWS = [(sequence, float(len(sequence) % 7) + number / 10) for number, sequence in enumerate(TEN)]
 OPTIONS = {"epochs": 2, "valid_fraction": 0.2, "test_fraction": 0.2}
 
 
-@pytest.mark.parametrize(("amx", "avx512", "expected"), [(1, 1, "bfloat16"), (0, 1, "bfloat16"), (0, 0, "float32")])
-def test_auto_takes_bfloat16_where_a_processor_has_units_for_it(monkeypatch, amx, avx512, expected):
+@pytest.mark.parametrize(
+    ("amx", "avx512", "vendor", "expected"),
+    [
+        (1, 1, "GenuineIntel", "bfloat16"),
+        (0, 1, "AuthenticAMD", "bfloat16"),
+        (0, 1, "GenuineIntel", "float32"),
+        (0, 1, "", "float32"),
+        (0, 0, "AuthenticAMD", "float32"),
+    ],
+)
+def test_auto_takes_bfloat16_where_a_processor_is_faster_in_it(monkeypatch, amx, avx512, vendor, expected):
+    monkeypatch.setattr("esmtune.devices.processor_vendor", lambda: vendor)
     monkeypatch.delenv("ESMTUNE_PRECISION")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: bool(amx))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(avx512))
@@ -26,6 +38,13 @@ def test_auto_takes_bfloat16_where_a_processor_has_units_for_it(monkeypatch, amx
     monkeypatch.setenv("ESMTUNE_PRECISION", "half")
     with pytest.raises(ValueError, match="ESMTUNE_PRECISION is 'half', expected one of auto, float32, bfloat16"):
         choose_precision("auto", "cpu")
+
+
+def test_the_maker_of_a_processor_is_read_where_a_system_tells_it():
+    if not Path("/proc/cpuinfo").is_file() or "vendor_id" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this system does not say who made its processor")
+    assert processor_vendor() in Path("/proc/cpuinfo").read_text()
+    assert processor_vendor().isalnum()
 
 
 @pytest.mark.parametrize("has", [True, False])
