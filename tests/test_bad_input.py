@@ -295,13 +295,7 @@ def test_evaluate(shell, place, runs):
     (place / "data.csv").write_bytes(table("x,MK-V,1", "y,MKTV,high", "z,MKTV,1e999"))
     evaluate = ("evaluate", runs / "numbers", "data.csv", "--out", "scores.json")
     refused(shell(*evaluate), place, "3 rows", *(AT.format(n) for n in (12, 13, 14)), beside=["data.csv"])
-    refused(
-        shell(*evaluate, "--target", "x"),
-        place,
-        "split 'x' is neither a column",
-        "id, sequence, label",
-        beside=["data.csv"],
-    )
+    refused(shell(*evaluate, "--target", "x"), place, "no column 'x'", "id, sequence, label", beside=["data.csv"])
     refused(shell(*evaluate, "--subset", "test"), place, "no split column", "--split COLUMN", beside=["data.csv"])
     answer = shell(*evaluate, "--skip-bad-rows")
     assert answer.code == 0
@@ -369,7 +363,7 @@ def test_predict_refuses_what_it_cannot_put_beside_its_predictions(shell, place,
     (place / "data.csv").write_text("protein,label\nMK,1\n")
     refused(shell(*predict, "out.csv"), place, "usual name for the sequence", "protein, label", beside=["data.csv"])
     answer = shell(*predict, "out.csv", "--sequence", "x")
-    refused(answer, place, "split 'x' is neither a column", "It has: protein, label", beside=["data.csv"])
+    refused(answer, place, "no column 'x'", "It has: protein, label", beside=["data.csv"])
     refused(shell(*predict, "out.xlsx"), place, ".xlsx is no format for table", beside=["data.csv"])
     refused(shell(*predict, "data.csv"), place, "data.csv exists", beside=["data.csv"])
     for name in ("prediction", "problem"):
@@ -389,7 +383,7 @@ def test_embed(shell, place, tiny):
     answer = shell(*embed, "out.npz")
     refused(answer, place, "3 rows", *(AT.format(n) for n in (12, 13, 14)), "--skip-bad-rows", beside=["data.csv"])
     refused(shell(*embed, "out.csv"), place, ".csv is no format for embeddings", ".npz", beside=["data.csv"])
-    refused(shell(*embed, "out.npz", "--sequence", "x"), place, "split 'x' is neither a column", beside=["data.csv"])
+    refused(shell(*embed, "out.npz", "--sequence", "x"), place, "no column 'x'", beside=["data.csv"])
     (place / "none.csv").write_bytes(b"sequence\nM-\n")
     answer = shell("embed", NOWHERE, "none.csv", "--out", "out.npz", "--skip-bad-rows")
     assert answer.code == 2
