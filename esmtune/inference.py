@@ -78,7 +78,11 @@ def infer_targets(
 def _one_of_many(rows: Sequence[Row], names: Sequence[str], level: Level | None) -> Told:
     """Several columns of 0 and 1 as one target."""
     if level == "residue":
-        raise ValueError("several columns of 0 and 1 have one label a sequence each: leave out level.")
+        each = " ".join(f"{name}:binary" for name in names)
+        raise ValueError(
+            "several columns of 0 and 1 have one label a sequence each: leave out level. Of residues each column is a "
+            f"target of its own, without --task: --target {each}."
+        )
     for name in names:
         if "," in name or ";" in name or name.startswith("?"):
             raise ValueError(f"the column {name!r} gives a class its name, which cannot have , or ; in it. Rename it.")

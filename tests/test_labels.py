@@ -893,3 +893,11 @@ def test_bad_data_need_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_classes_of_residues_in_several_columns_are_targets_of_their_own():
+    columns = {"sequence": ["MKTV", "GGSG", "AVLI"], "a": ["0101", "1100", "0011"], "b": ["1000", "0110", "0101"]}
+    with pytest.raises(ValueError, match="without --task: --target a:binary b:binary"):
+        curate(columns, target=("a", "b"), task="multilabel", level="residue")
+    found = curate(columns, target=("a:binary", "b:binary"), level="residue")
+    assert (found.level, [target.form for target in found.targets]) == ("residue", ["letters", "letters"])
