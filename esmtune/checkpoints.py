@@ -50,19 +50,19 @@ class Format:
                     raise ValueError(f"weight {name!r} is there twice, under two names.")
                 ours[our_name] = name
             elif pattern in self.frequency:
-                first = theirs[ours.setdefault("frequency", name)]
-                _same(first, theirs[name], name, "the rotary frequencies of another layer")
+                if ours.setdefault("frequency", name) != name:
+                    copies.append((name, "frequency", "the rotary frequencies of another layer"))
             elif pattern in self.tied:
-                copies.append(name)
+                copies.append((name, "embed_tokens.weight", "the embedding, to which ESM-2 ties it"))
             elif pattern.startswith(self.ignored):
                 left_out.append(name)
                 if short == self.positions and not any(self._pattern(n) in self.frequency for n in theirs):
                     raise ValueError(f"weight {name!r} holds learned positions, but an ESM-2 has rotary ones.")
             else:
                 raise ValueError(f"weight {name!r} {tuple(theirs[name].shape)} has no place in ESM-2.")
-        for name in copies:
-            first = theirs[ours.get("embed_tokens.weight", name)]
-            _same(first, theirs[name], name, "the embedding, to which ESM-2 ties it")
+        for name, original, what in copies:
+            if original in ours:
+                _same(theirs[ours[original]], theirs[name], name, what)
         return ours, left_out
 
     def fits(self, names: Iterable[str]) -> bool:

@@ -8,22 +8,20 @@ from typing import Any
 import torch
 
 from esmtune.assignments import going_on
-from esmtune.config import DEFAULT_ENCODER, DEFAULT_TUNING, FEW_LABELS, LAYERS, Part, TrainConfig, usual_head
+from esmtune.config import DEFAULT_ENCODER, FEW_LABELS, LAYERS, Part, TrainConfig
 from esmtune.devices import choose_device, choose_precision
 from esmtune.encoders import Source
 from esmtune.esm2 import ESM2, LMHead
 from esmtune.events import Notice, Watcher, silent
 from esmtune.heads import head
 from esmtune.linear import is_affordable
+from esmtune.parts import MLM_HEAD, check_parts, completed, tuning_of, usual_head_of
 from esmtune.predicting import Spec
 from esmtune.predictor import Predictor, find_encoder
 from esmtune.records import Dataset
-from esmtune.registry import missing
 from esmtune.sampling import can_draw
 from esmtune.tasks import Task
 from esmtune.tuning import automatic, tuning
-
-MLM_HEAD = "language-model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,7 @@ def find_origin(config: TrainConfig, data: Dataset, watch: Watcher) -> Origin:
     Raises:
         ValueError: for an encoder or predictor that cannot be had, and for parts or options that do not exist.
     """
-    _check_parts(config, data)
+    check_parts(config, data)
     if config.init and config.encoder:
         raise ValueError("init brings its own encoder: leave out encoder, or take encoder=RUN for the encoder alone.")
     start = Predictor.load(config.init) if config.init else None
@@ -67,32 +65,6 @@ def find_origin(config: TrainConfig, data: Dataset, watch: Watcher) -> Origin:
     return Origin(encoder=encoder, source=source, moved=moved, start=start, models_language=models_language)
 
 
-def _check_parts(config: TrainConfig, data: Dataset) -> None:
-    """Refuse a tuning or head that does not exist, or has no such options."""
-    tuned = _tuning_of(config, data)
-    if tuned["name"] != "auto":
-        tuning.resolve(tuned)
-    usual = _usual_head(tuned, data)
-    if not config.init or "name" in (config.head or {}):  # else the head is that of the predictor
-        head.resolve(_completed(usual, config.head))
-
-
-def _usual_head(tuned: Mapping[str, Any], data: Dataset) -> Mapping[str, Any]:
-    """The head where no other is asked for."""
-    return {"name": MLM_HEAD} if data.kind == "mlm" else usual_head(str(tuned["name"]), data.kind, data.level)
-
-
-def _tuning_of(config: TrainConfig, data: Dataset) -> Mapping[str, Any]:
-    """What was asked for, or is usual, if a tuning of that name exists."""
-    spec = _completed({"name": "full" if data.kind == "mlm" else DEFAULT_TUNING}, config.tuning)
-    known = ["auto", *tuning]
-    if spec["name"] not in known:
-        raise ValueError(missing("tuning", str(spec["name"]), known))
-    if spec["name"] == "auto" and len(spec) > 1:
-        raise ValueError("tuning auto has no options: name the tuning that they belong to.")
-    return spec
-
-
 def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, watch: Watcher = silent) -> Predictor:
     """Put encoder, head and task together, by a configuration that is decided; new weights are torch's to draw.
 
@@ -101,8 +73,8 @@ def compose(config: TrainConfig, data: Dataset, origin: Origin, fitted: Task, wa
     """
     start = origin.start
     tuning_spec = config.tuning or {}
-    usual = _usual_head(tuning_spec, data)
-    head_spec = _completed(usual if start is None else start.spec.head, config.head)
+    usual = usual_head_of(tuning_spec, data)
+    head_spec = completed(usual if start is None else start.spec.head, config.head)
     if start is not None:
         head_names = [n for n in start.state_dict() if n.startswith("head.") and "standardize" not in n]
         if not all(starts_anew(config, name) for name in head_names):
@@ -148,12 +120,6 @@ def _sampling(predictor: Predictor) -> Predictor:
     return predictor
 
 
-def _completed(usual: Mapping[str, Any], asked: Part | None) -> Mapping[str, Any]:
-    """What was asked for, over what is usual unless another part was asked for."""
-    asked = asked or {}
-    return {**usual, **asked} if asked.get("name", usual["name"]) == usual["name"] else asked
-
-
 def decided(config: TrainConfig, data: Dataset, origin: Origin, watch: Watcher) -> TrainConfig:
     """The configuration with tuning, head and what goes with them decided, by the size of the model and the labels.
 
@@ -161,7 +127,7 @@ def decided(config: TrainConfig, data: Dataset, origin: Origin, watch: Watcher) 
         ValueError: for a tuning that does not fit the task.
     """
     labeled = len({r.sequence for r in data.of("train") if any(label is not None for label in r.labels)})
-    spec = _tuning_of(config, data)
+    spec = tuning_of(config, data)
     if spec["name"] == "auto":
         weights = sum(weight.numel() for weight in origin.encoder.parameters())
         # Residues to guess are enough of any sequences, and an encoder that does not move guesses no better.

@@ -68,13 +68,17 @@ def has_bfloat16_units(device: str) -> bool:
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-@cache
 def processor_vendor() -> str:
     """What the processor's maker calls itself; nothing where the system does not say."""
+    return processor_says("vendor_id") or platform.processor().rpartition(" ")[2]  # Windows writes it last
+
+
+@cache
+def processor_says(field: str) -> str:
+    """What Linux tells of the processor under a name; nothing elsewhere, or where it has none of that name."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")]
-    return named[0] if named else platform.processor().rpartition(" ")[2]  # Windows writes it last
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
 def products(precision: Precision, device: torch.device) -> torch.autocast:

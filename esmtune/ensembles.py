@@ -61,6 +61,11 @@ class Ensemble(Predicting):
             member.precision = precision
 
     @property
+    def first(self) -> Predictor:
+        """The first of its members."""
+        return self.members[0]
+
+    @property
     def level(self) -> Level:
         """Whether it says something of sequences or of residues."""
         return self.members[0].level

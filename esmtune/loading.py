@@ -55,7 +55,7 @@ def ready(
         watch(Notice(f"The encoder of this predictor started from RANDOM weights ({predictor.spec.encoder.name})."))
     predictor.precision = precision
     predictor = predictor.to(device)
-    first = _first(predictor)
+    first = predictor.first
     trained = first.spec.precision
     if precision == "auto" and trained and first.is_delicate and first.takes(device) != trained:
         watch(Notice(
@@ -73,7 +73,7 @@ def computed(device: str, precision: str) -> Notice:
 
 def computed_by(predictor: "Predictor | Ensemble") -> Notice:
     """The same of a predictor, where it is and in what it computes."""
-    first = _first(predictor)
+    first = predictor.first
     return computed(first.device.type, first.takes(first.device.type))
 
 
@@ -81,13 +81,9 @@ def tokens_for(predictor: "Predictor | Ensemble", sequences: Sequence[str], give
     """Tokens per pass: as given, else what free memory has room for."""
     from esmtune.provisions import tokens_for_passing
 
-    first = _first(predictor)
+    first = predictor.first
     lengths = [len(sequence) for sequence in sequences]
     return tokens_for_passing(first.encoder, len(first.spec.layers), lengths, first.device.type, given, watch)
-
-
-def _first(predictor: "Predictor | Ensemble") -> "Predictor":
-    return getattr(predictor, "members", [predictor])[0]
 
 
 def training_of(run: Any) -> Sequence[str]:

@@ -55,11 +55,6 @@ class Trained:
     origin: Origin  # the encoder as it was before
     kept: Kept  # what it made of sequences, if it was frozen and this process did it
 
-    @property
-    def first(self) -> Predictor:
-        """The predictor, or the first of several."""
-        return self.predictor.members[0] if isinstance(self.predictor, Ensemble) else self.predictor
-
     @cached_property
     def calibrates(self) -> list[bool]:
         """With folds, whether the member that speaks for a labeled record keeps it for calibration."""

@@ -81,7 +81,7 @@ def plan(
         BadRowsError: for rows that cannot be used, unless `skip_bad_rows`.
         ValueError: for everything else that is wrong with data or options.
     """
-    config = configured(options)
+    config = asked = configured(options)
     if out is not None:
         check_out(Path(out), overwrite=overwrite, kind="scores")
     curated = curate_training(data, config)
@@ -95,7 +95,7 @@ def plan(
         config = decided(config, dataset, origin, watch)
         members = members_of(config, dataset, curated.folds)
         if config.learning_curve:
-            members += curve_members(config, asked=configured(options), data=dataset, folds=curated.folds)
+            members += curve_members(config, asked=asked, data=dataset, folds=curated.folds)
         predictor, chosen = _provided(config, members[0], len(members), origin, watch)
         stages: tuple[Stage, ...] = ()
         if chosen.fits:

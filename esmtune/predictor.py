@@ -180,6 +180,11 @@ class Predictor(nn.Module, Predicting):
         return is_adapted(self.encoder)
 
     @property
+    def first(self) -> "Predictor":
+        """Itself, as an ensemble has the first of its members."""
+        return self
+
+    @property
     def dtypes(self) -> frozenset[torch.dtype]:
         """What the encoder's weights are held in."""
         return frozenset(weight.dtype for weight in self.encoder.parameters())

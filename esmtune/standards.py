@@ -80,7 +80,7 @@ def _before(trained: Trained, records: Sequence[Record], watch: Watcher) -> dict
 
     Nothing, if a run began with none, or with one that was never trained.
     """
-    origin, config, first = trained.origin, trained.config, trained.first
+    origin, config, first = trained.origin, trained.config, trained.predictor.first
     heads = [first.head] if origin.start is None else [first.head, origin.start.head]
     if not origin.models_language or not all(isinstance(head, LanguageModel) for head in heads):
         return {}
@@ -135,7 +135,7 @@ def _kept(trained: Trained, dataset: Dataset) -> tuple[tuple[int, ...], Lookup]:
 
     Of a frozen encoder whose residues the head sees they are the head's layers.
     """
-    first = trained.first
+    first = trained.predictor.first
     pool, own = "residue" if dataset.level == "residue" else "mean", first.head.pool_name
     usual, seen = usual_layers(trained.origin.encoder, dataset.level), first.spec.layers
     if first.spec.tuning["name"] != "frozen" or (own != "residue" and (own != pool or seen != usual)):
@@ -180,9 +180,8 @@ def _embed_if_kept(
     cache, source = cache_at(config.cache), predictor.spec.encoder
     if cache is None or source.is_random:
         return None
-    first = predictor.members[0] if isinstance(predictor, Ensemble) else predictor
     if predictor.spec.tuning["name"] == "frozen":
-        encoder = first.encoder
+        encoder = predictor.first.encoder
     else:
         encoder = find_encoder(source.name)[0].to(predictor.device)
     kind = kind_of(encoder, "residue" if level == "residue" else "mean", config.precision)
